@@ -1,0 +1,59 @@
+"""The Ray cluster a run uses: one of its own on this machine, or one that is already there.
+
+Ray is imported when it is needed, so that reading a configuration does not pay for it.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from pydantic import PositiveInt
+
+from infra.config import StrictModel
+
+WORKER_ENVIRONMENT = {
+    # nothing phones home, and nothing is fetched from a hub at run time
+    "HF_HUB_OFFLINE": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "NO_ALBUMENTATIONS_UPDATE": "1",
+    "WANDB_MODE": "disabled",
+}
+
+
+class ClusterConfig(StrictModel):
+    """Which Ray cluster to use."""
+
+    address: str = "local"
+    """`local` starts a cluster on this machine and ends it with the command; else a Ray address (`auto`, `ray://host:10001`)."""
+    num_cpus: PositiveInt | None = None
+    """CPUs a local cluster offers; all of the machine's when absent."""
+    log_level: Literal["debug", "info", "warning", "error"] = "warning"
+    """Of Ray's own messages."""
+
+
+@contextmanager
+def connected(config: ClusterConfig) -> Iterator[None]:
+    """Connect to Ray, and disconnect (ending an own cluster) at the end.  A connection already there is used as it is."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.update(WORKER_ENVIRONMENT)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    own = config.address == "local"
+    ray.init(
+        address=config.address,
+        num_cpus=config.num_cpus if own else None,
+        include_dashboard=False if own else None,
+        log_to_driver=True,
+        logging_level=getattr(logging, config.log_level.upper()),
+        runtime_env={"env_vars": WORKER_ENVIRONMENT},
+        configure_logging=False,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()

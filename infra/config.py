@@ -1,0 +1,78 @@
+"""The strict base of every configuration, its hash, and loading it from YAML.
+
+A configuration is frozen and refuses unknown keys.  Change one with `rebuilt`, which validates again;
+`model_copy(update=...)` does not.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from infra.errors import BadInputError
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+class StrictModel(BaseModel):
+    """Frozen, unknown keys forbidden, field docstrings become descriptions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+    def rebuilt(self, **changes: Any) -> Self:
+        """A validated copy with some fields changed."""
+        return type(self).model_validate({**self.model_dump(), **changes})
+
+
+def content_hash(value: Any) -> str:
+    """Hex SHA-256 of the canonical JSON of a configuration or a plain JSON value."""
+    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def parse_config(text: str, model: type[Config], *, source: str, overrides: Sequence[str] = ()) -> Config:
+    """Validate YAML text once, after applying `a.b=value` overrides (values are YAML too).
+
+    Raises:
+        BadInputError: not YAML, an unknown key, a wrong type or value; every problem is listed with its place.
+    """
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise BadInputError(f"{source} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise BadInputError(f"{source} holds {type(tree).__name__}, expected a mapping of settings")
+    for override in overrides:
+        _apply_override(tree, override)
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        problems = "\n".join(f"  {_place(e['loc'])}: {e['msg']} (got {_short(e['input'])})" for e in error.errors())
+        raise BadInputError(f"{source} has {error.error_count()} problem(s):\n{problems}") from error
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    path, separator, value = override.partition("=")
+    if not separator or not path:
+        raise BadInputError(f"override {override!r} is not of the form a.b=value")
+    *parents, leaf = path.split(".")
+    node = tree
+    for key in parents:
+        child = node.setdefault(key, {})
+        if not isinstance(child, dict):
+            raise BadInputError(f"override {override!r}: {key!r} is a value, not a section")
+        node = child
+    node[leaf] = yaml.safe_load(value)
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location) or "(top)"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,100 @@
+"""The only decoder in the project: JPEG, PNG and WebP, header first, bounded before anything is allocated.
+
+`probe` reads the true format and size from the bytes; `decode` gives pixels.  Everything that is not one of the three formats,
+or claims more pixels than allowed, is refused before decompression.  Animated pictures give their first frame.
+"""
+
+import io
+import struct
+import warnings
+from typing import Literal, NamedTuple
+
+import numpy as np
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
+
+from infra.errors import BadInputError
+
+ImageFormat = Literal["jpeg", "png", "webp"]
+SUFFIXES: dict[ImageFormat, str] = {"jpeg": "jpg", "png": "png", "webp": "webp"}
+MAX_PIXELS = 64_000_000
+
+_PILLOW_FORMATS: dict[str, ImageFormat] = {"JPEG": "jpeg", "PNG": "png", "WEBP": "webp"}
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+class ImageError(BadInputError):
+    """Bytes that are not a picture we accept.  `reason` is a stable word for reports; the message is for people."""
+
+    def __init__(self, reason: Literal["not_an_image", "too_many_pixels", "truncated"], message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class ImageInfo(NamedTuple):
+    format: ImageFormat
+    width: int
+    height: int
+
+
+def probe(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageInfo:
+    """True format and size, from the header alone.
+
+    Raises:
+        ImageError: not JPEG, PNG or WebP, or more pixels than `max_pixels`.
+    """
+    image = _open(data)
+    info = ImageInfo(_PILLOW_FORMATS[str(image.format)], image.width, image.height)
+    if info.width * info.height > max_pixels:
+        raise ImageError(
+            "too_many_pixels", f"picture is {info.width} x {info.height} pixels, more than the {max_pixels:,} allowed"
+        )
+    return info
+
+
+def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Pixels as (H, W, 3) uint8 RGB, or (H, W, 4) uint8 RGBA where the picture has transparency.
+
+    Raises:
+        ImageError: as `probe`, or the picture ends early or is damaged.
+    """
+    info = probe(data, max_pixels=max_pixels)
+    try:
+        # CMYK JPEGs are the one kind simplejpeg cannot turn to RGB
+        if info.format == "jpeg" and simplejpeg.decode_jpeg_header(data)[2] != "CMYK":
+            return simplejpeg.decode_jpeg(data, colorspace="RGB")
+        image = _open(data)
+        image.load()
+        return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+    except _DECODE_ERRORS as error:
+        raise ImageError("truncated", f"{info.format} picture is damaged or ends early: {error}") from error
+
+
+def decode_rgb(data: bytes, *, background: tuple[int, int, int] = (255, 255, 255), max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Pixels as (H, W, 3) uint8 RGB, transparency laid over `background`."""
+    return flatten(decode(data, max_pixels=max_pixels), background=background)
+
+
+def flatten(pixels: np.ndarray, *, background: tuple[int, int, int]) -> np.ndarray:
+    """(H, W, 3 or 4) uint8 -> (H, W, 3) uint8, transparency laid over `background`."""
+    if pixels.shape[2] == 3:
+        return pixels
+    alpha = pixels[:, :, 3:].astype(np.uint16)
+    ground = np.asarray(background, dtype=np.uint16)
+    mixed = pixels[:, :, :3] * alpha + ground * (255 - alpha)
+    return ((mixed + 127) // 255).astype(np.uint8)
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is checked by `probe`
+            image = Image.open(io.BytesIO(data), formats=list(_PILLOW_FORMATS))
+    except Image.DecompressionBombError as error:
+        raise ImageError("too_many_pixels", f"picture has too many pixels: {error}") from error
+    except (UnidentifiedImageError, *_DECODE_ERRORS) as error:
+        start = data[:12]
+        raise ImageError(
+            "not_an_image", f"{len(data):,} bytes are no JPEG, PNG or WebP picture (they start with {start!r})"
+        ) from error
+    return image

@@ -1,0 +1,167 @@
+"""Where artefacts live: a folder, or any object store that fsspec knows, behind one small set of calls.
+
+A URI is `s3://bucket/key`, `file:///folder`, or a plain path.  Artefacts are immutable and their manifest is written last,
+so readers need no locks: `write_atomic` either leaves the whole object or nothing.
+"""
+
+import hashlib
+import json
+import os
+import posixpath
+import secrets
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from pydantic import BaseModel, ValidationError
+
+from infra.errors import BadInputError, CorruptArtefactError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+READ_BLOCK_BYTES = 1 << 20
+
+
+def join(uri: str, *parts: str) -> str:
+    """Join a URI or path with relative parts."""
+    return posixpath.join(uri, *parts)
+
+
+def is_local(uri: str) -> bool:
+    return isinstance(_resolve(uri)[0], LocalFileSystem)
+
+
+def local_path(uri: str) -> Path:
+    """The folder or file behind a local URI.
+
+    Raises:
+        BadInputError: the URI names an object store.
+    """
+    filesystem, path = _resolve(uri)
+    if not isinstance(filesystem, LocalFileSystem):
+        raise BadInputError(f"{uri} is not on this machine's file system; this operation needs a local path")
+    return Path(path)
+
+
+def exists(uri: str) -> bool:
+    filesystem, path = _resolve(uri)
+    return bool(filesystem.exists(path))
+
+
+def size(uri: str) -> int:
+    filesystem, path = _resolve(uri)
+    return int(filesystem.size(path))
+
+
+def open_read(uri: str) -> IO[bytes]:
+    """A seekable binary file; remote ones are fetched by ranges.
+
+    Raises:
+        BadInputError: nothing is there.
+    """
+    filesystem, path = _resolve(uri)
+    try:
+        return filesystem.open(path, "rb")
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise BadInputError(f"{uri} does not exist or is not a file") from error
+
+
+def read_bytes(uri: str) -> bytes:
+    with open_read(uri) as file:
+        return file.read()
+
+
+def read_range(uri: str, start: int, end: int) -> bytes:
+    """Bytes [start, end) of an object."""
+    filesystem, path = _resolve(uri)
+    return bytes(filesystem.cat_file(path, start=start, end=end))
+
+
+def write_atomic(uri: str, data: bytes | str) -> None:
+    """Write one object whole or not at all; durable when the call returns."""
+    payload = data.encode() if isinstance(data, str) else data
+    filesystem, path = _resolve(uri)
+    if not isinstance(filesystem, LocalFileSystem):
+        filesystem.pipe_file(path, payload)  # object stores publish an object only when its upload is complete
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def list_files(uri: str, *, suffix: str = "") -> list[str]:
+    """URIs of the files directly in a folder, sorted; an absent folder is empty."""
+    filesystem, path = _resolve(uri)
+    if not filesystem.isdir(path):
+        return []
+    names = [posixpath.basename(entry["name"]) for entry in filesystem.ls(path, detail=True) if entry["type"] == "file"]
+    return [join(uri, name) for name in sorted(names) if name.endswith(suffix) and not name.startswith(".")]
+
+
+def make_folder(uri: str) -> None:
+    filesystem, path = _resolve(uri)
+    filesystem.makedirs(path, exist_ok=True)
+
+
+def remove(uri: str) -> None:
+    """Remove a file or a folder with all it holds; an absent one is no error."""
+    filesystem, path = _resolve(uri)
+    if filesystem.exists(path):
+        filesystem.rm(path, recursive=True)
+
+
+def sha256(uri: str) -> str:
+    """Hex SHA-256 of an object, read in blocks."""
+    digest = hashlib.sha256()
+    with open_read(uri) as file:
+        while block := file.read(READ_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_model(uri: str, model: type[Model]) -> Model:
+    """Read a JSON artefact into its typed form.
+
+    Raises:
+        BadInputError: nothing is there.
+        CorruptArtefactError: not JSON of that form.
+    """
+    data = read_bytes(uri)
+    try:
+        return model.model_validate_json(data)
+    except ValidationError as error:
+        raise CorruptArtefactError(f"{uri} is not a valid {model.__name__}: {error}") from error
+
+
+def _resolve(uri: str) -> tuple[Any, str]:
+    try:
+        filesystem, path = fsspec.core.url_to_fs(uri)
+    except (ValueError, ImportError) as error:
+        raise BadInputError(f"no storage for {uri!r}: {error}") from error
+    return filesystem, path
+
+
+def check_schema_version(uri: str, *, newest: int) -> None:
+    """Refuse a JSON artefact that a newer version of this project wrote.
+
+    Raises:
+        BadInputError: its `schema_version` is newer than `newest`.
+        CorruptArtefactError: not a JSON object with a `schema_version`.
+    """
+    try:
+        version = json.loads(read_bytes(uri))["schema_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptArtefactError(f"{uri} is no JSON object with a schema_version") from error
+    if not isinstance(version, int) or version > newest:
+        raise BadInputError(
+            f"{uri} has schema_version {version!r}; this version of hyperclip reads up to {newest}. Update hyperclip"
+        )

@@ -1,0 +1,179 @@
+"""MLflow: where runs, metrics and models are recorded.  The only file that imports it.
+
+The embedded default is SQLite and a folder; a server takes their place by its URI.  Credentials come from MLflow's own
+environment variables (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, MLFLOW_TRACKING_TOKEN), never from a file of ours.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from infra.config import StrictModel
+from infra.errors import BadInputError
+
+CANDIDATE = "candidate"
+CHAMPION = "champion"
+
+
+class TrackingConfig(StrictModel):
+    """Where MLflow keeps its records."""
+
+    uri: str
+    """`sqlite:////absolute/path.db`, or `https://server`."""
+    artifact_uri: str | None = None
+    """Folder or object store for artifacts of a new experiment; the server's own choice when absent."""
+    experiment: str = "hyperclip"
+
+
+class ModelVersion(StrictModel):
+    """A registered model version."""
+
+    name: str
+    version: str
+    run_id: str
+    source_uri: str
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+
+class Tracker:
+    """Runs, metrics and registered models of one experiment."""
+
+    def __init__(self, config: TrackingConfig) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        import mlflow
+
+        if config.uri.startswith("sqlite:///"):
+            Path(config.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        self._mlflow = mlflow
+        mlflow.set_tracking_uri(config.uri)
+        self.config = config
+        self._client = mlflow.MlflowClient(tracking_uri=config.uri)
+        experiment = self._client.get_experiment_by_name(config.experiment)
+        self.experiment_id = (
+            experiment.experiment_id
+            if experiment
+            else self._client.create_experiment(config.experiment, artifact_location=config.artifact_uri)
+        )
+
+    def start_run(self, name: str, *, parent_run_id: str | None = None, params: Mapping[str, Any] | None = None) -> str:
+        """Create a run, a child when `parent_run_id` is given; returns its id."""
+        tags = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
+        run = self._client.create_run(self.experiment_id, run_name=name, tags=tags)
+        for key, value in (params or {}).items():
+            self._client.log_param(run.info.run_id, key, value)
+        return str(run.info.run_id)
+
+    def resume_run(self, run_id: str) -> bool:
+        """Whether the run is still known; if so it counts as running again."""
+        try:
+            self._client.update_run(run_id, status="RUNNING")
+        except self._mlflow.exceptions.MlflowException:
+            return False
+        return True
+
+    def end_run(self, run_id: str, *, status: str = "FINISHED") -> None:
+        self._client.set_terminated(run_id, status=status)
+
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float], *, step: int = 0) -> None:
+        from mlflow.entities import Metric
+        from mlflow.utils.time import get_current_time_millis
+
+        now = get_current_time_millis()
+        self._client.log_batch(run_id, metrics=[Metric(key, float(value), now, step) for key, value in metrics.items()])
+
+    def log_artifact(self, run_id: str, path: Path, *, folder: str | None = None) -> None:
+        """Upload a file or a folder."""
+        if path.is_dir():
+            self._client.log_artifacts(run_id, str(path), artifact_path=folder)
+        else:
+            self._client.log_artifact(run_id, str(path), artifact_path=folder)
+
+    @contextmanager
+    def active(self, run_id: str) -> Iterator[None]:
+        """Make a run the current one, for MLflow calls that know no run id."""
+        with self._mlflow.start_run(run_id=run_id):
+            yield
+        self.resume_run(run_id)  # leaving the context ends the run; its owner decides when it ends
+
+    def metric_history(self, run_id: str, key: str) -> list[tuple[int, float]]:
+        """(step, value) pairs in order of logging."""
+        return [(m.step, m.value) for m in self._client.get_metric_history(run_id, key)]
+
+    # ---- registered models -------------------------------------------------------------------------------------------
+
+    def register(self, name: str, *, model_uri: str, run_id: str) -> ModelVersion:
+        """Register a logged model as a new version under the alias `candidate`."""
+        version = self._mlflow.register_model(model_uri, name)
+        self._client.set_registered_model_alias(name, CANDIDATE, version.version)
+        return ModelVersion(name=name, version=str(version.version), run_id=run_id, source_uri=model_uri)
+
+    def version_of(self, name: str, alias: str) -> ModelVersion | None:
+        """The version an alias points to, or None."""
+        try:
+            found = self._client.get_model_version_by_alias(name, alias)
+        except self._mlflow.exceptions.MlflowException:
+            return None
+        return self._as_version(found)
+
+    def version(self, name: str, version: str) -> ModelVersion:
+        """A version by number or by alias.
+
+        Raises:
+            BadInputError: no such version.
+        """
+        if not version.isdigit():
+            if found := self.version_of(name, version):
+                return found
+            raise BadInputError(f"model {name!r} has no version under the alias {version!r}; versions: {self._known(name)}")
+        try:
+            return self._as_version(self._client.get_model_version(name, version))
+        except self._mlflow.exceptions.MlflowException as error:
+            raise BadInputError(f"model {name!r} has no version {version}; versions: {self._known(name)}") from error
+
+    def promote(self, name: str, version: str) -> ModelVersion:
+        """Point `champion` at a version, remembering the one before for `rollback`."""
+        chosen = self.version(name, version)
+        present = self.version_of(name, CHAMPION)
+        if present and present.version != chosen.version:
+            self._client.set_model_version_tag(name, chosen.version, "previous_champion", present.version)
+        self._client.set_registered_model_alias(name, CHAMPION, chosen.version)
+        return chosen
+
+    def rollback(self, name: str) -> ModelVersion:
+        """Point `champion` back at the version before.
+
+        Raises:
+            BadInputError: there is no champion, or none before it.
+        """
+        present = self.version(name, CHAMPION)
+        tags = self._client.get_model_version(name, present.version).tags
+        if "previous_champion" not in tags:
+            raise BadInputError(f"model {name!r} version {present.version} is the first champion: there is none to go back to")
+        previous = self.version(name, tags["previous_champion"])
+        self._client.set_registered_model_alias(name, CHAMPION, previous.version)
+        return previous
+
+    def set_version_metrics(self, version: ModelVersion, metrics: Mapping[str, float]) -> None:
+        for key, value in metrics.items():
+            self._client.set_model_version_tag(version.name, version.version, f"metric.{key}", repr(float(value)))
+
+    def download_model(self, version: ModelVersion, folder: Path) -> Path:
+        """Fetch the files of a registered version into a folder; returns the folder of the MLflow model."""
+        uri = f"models:/{version.name}/{version.version}"
+        return Path(
+            self._mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=self.config.uri)
+        )
+
+    def _as_version(self, found: Any) -> ModelVersion:
+        metrics = {k.removeprefix("metric."): float(v) for k, v in found.tags.items() if k.startswith("metric.")}
+        return ModelVersion(
+            name=found.name, version=str(found.version), run_id=found.run_id or "", source_uri=found.source, metrics=metrics
+        )
+
+    def _known(self, name: str) -> str:
+        found = self._client.search_model_versions(f"name = '{name}'")
+        return ", ".join(sorted((str(v.version) for v in found), key=int)) or "none"
