@@ -1,0 +1,92 @@
+"""HyperCLIP: image encoder, text encoder and the hypernetwork between them; without the hypernetwork, its SigLIP twin.
+
+Shapes: B images, T texts, G conditioning groups, C names in a set, D embedding, P generated values.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from training.model.hypernetwork import Hypernetwork, HypernetworkConfig
+from training.model.image_encoder import ImageEncoder, ImageEncoderConfig
+from training.model.parameter_delta import GroupDelta
+from training.model.text_encoder import TextEncoder, TextEncoderConfig
+
+
+@dataclass(frozen=True)
+class HyperClipConfig:
+    """The architecture, and nothing about training."""
+
+    name: str
+    image: ImageEncoderConfig
+    text: TextEncoderConfig
+    hypernetwork: HypernetworkConfig | None
+    """None makes the SigLIP twin: the same encoders without conditioning."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> "HyperClipConfig":
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: a key is unknown or missing.
+        """
+        try:
+            hypernetwork = values["hypernetwork"]
+            return HyperClipConfig(
+                image=ImageEncoderConfig(**values["image"]),
+                text=TextEncoderConfig(**values["text"]),
+                hypernetwork=None if hypernetwork is None else HypernetworkConfig(**hypernetwork),
+                **{key: value for key, value in values.items() if key not in ("image", "text", "hypernetwork")},
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a model configuration: {error}") from error
+
+
+class HyperClip(nn.Module):
+    """Anatomy: `image_encoder`, `text_encoder`, `hypernetwork`, `log_scale`, `logit_bias`."""
+
+    def __init__(self, config: HyperClipConfig) -> None:
+        super().__init__()
+        if config.image.embed_dim != config.text.embed_dim:
+            raise ValueError(f"image embed_dim {config.image.embed_dim} differs from text embed_dim {config.text.embed_dim}")
+        self.config = config
+        self.image_encoder = ImageEncoder(config.image)
+        self.text_encoder = TextEncoder(config.text)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))  # SigLIP's start: scale 10, bias -10
+        self.logit_bias = nn.Parameter(torch.tensor(-10.0))
+        # last, so that the same seed gives the twin the same weights
+        self.hypernetwork = (
+            Hypernetwork(
+                config.hypernetwork, embed_dim=config.text.embed_dim, num_values=self.image_encoder.layout.num_values
+            )
+            if config.hypernetwork
+            else None
+        )
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """() the scale itself, already exponentiated."""
+        return self.log_scale.exp()
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """(T, L) int64 -> (T, D) unit vectors."""
+        features: Tensor = self.text_encoder(tokens)
+        return features
+
+    def encode_image(self, images: Tensor, delta: GroupDelta | None = None) -> Tensor:
+        """(B, 3, H, W) -> (B, D) unit vectors; neutral parameters when `delta` is None."""
+        features: Tensor = self.image_encoder(images, delta)
+        return features
+
+    def generate(self, text_features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(G, C, D) text features of unique names -> (G, P) deltas; zeros for the SigLIP twin, which has nothing to generate."""
+        if self.hypernetwork is None:
+            return text_features.new_zeros(len(text_features), self.image_encoder.layout.num_values)
+        delta: Tensor = self.hypernetwork(text_features, mask)
+        return delta
