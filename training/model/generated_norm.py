@@ -2,11 +2,11 @@
 
     y = normalize(x) * (weight + delta_scale) + (bias + delta_bias)
 
-The statistics are shared: normalize first, generated scale and shift after.  With one conditioning group the sum goes into the fused
-kernel; with several, each image gets the scale and shift of its group in the same forward pass.
+The statistics are shared: normalize first, generated scale and shift after.  With one conditioning group the sum goes into the
+fused kernel; with several, each image gets the scale and shift of its group in the same forward pass.
 
-Batch statistics are those of the *global* batch: sum, square sum and count are reduced over the ranks with gradient (gloo too, where
-torch's SyncBatchNorm refuses).  Shapes: B images, C channels, G groups.
+Batch statistics are those of the *global* batch: sum, square sum and count are reduced over the ranks with gradient (gloo too,
+where torch's SyncBatchNorm refuses).  Shapes: B images, C channels, G groups.
 """
 
 import torch

@@ -62,9 +62,7 @@ class HyperClip(nn.Module):
         self.logit_bias = nn.Parameter(torch.tensor(-10.0))
         # last, so that the same seed gives the twin the same weights
         self.hypernetwork = (
-            Hypernetwork(
-                config.hypernetwork, embed_dim=config.text.embed_dim, num_values=self.image_encoder.layout.num_values
-            )
+            Hypernetwork(config.hypernetwork, embed_dim=config.text.embed_dim, num_values=self.image_encoder.layout.num_values)
             if config.hypernetwork
             else None
         )
@@ -85,7 +83,7 @@ class HyperClip(nn.Module):
         return features
 
     def generate(self, text_features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(G, C, D) text features of unique names -> (G, P) deltas; zeros for the SigLIP twin, which has nothing to generate."""
+        """(G, C, D) text features of unique names -> (G, P) deltas; zeros for the SigLIP twin, which generates nothing."""
         if self.hypernetwork is None:
             return text_features.new_zeros(len(text_features), self.image_encoder.layout.num_values)
         delta: Tensor = self.hypernetwork(text_features, mask)

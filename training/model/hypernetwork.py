@@ -2,16 +2,16 @@
 
     (C, D) -> linear -> transformer without positions -> bottleneck -> masked mean over the set -> linear -> (P,)
 
-after HyperCLIP (arXiv 2412.16777), with two changes: it generates *deltas* to learned base values, and its last layer starts at zero,
-so that at step 0 the model is its SigLIP twin.  No part of it knows an order, so the order of the names changes nothing beyond
-rounding.  Shapes: G groups, C names in a set (padded), D embedding, P generated values.
+after HyperCLIP (arXiv 2412.16777), with two changes: it generates *deltas* to learned base values, and its last layer starts at
+zero, so that at step 0 the model is its SigLIP twin.  No part of it knows an order, so the order of the names changes nothing
+beyond rounding.  Shapes: G groups, C names in a set (padded), D embedding, P generated values.
 """
 
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from training.model.text_encoder import TransformerBlock
+from training.model.text_encoder import transformer
 
 MAX_SET_SIZE = 10_000
 
@@ -33,12 +33,10 @@ class Hypernetwork(nn.Module):
         self.config = config
         self.embed_dim = embed_dim
         self.input = nn.Linear(embed_dim, config.width)
-        self.blocks = nn.ModuleList(TransformerBlock(config.width, config.heads, causal=False) for _ in range(config.layers))
+        self.blocks = transformer(config.width, config.heads, config.layers, causal=False)
         self.final_norm = nn.LayerNorm(config.width)
         self.bottleneck = nn.Linear(config.width, config.bottleneck)
         self.output = nn.Linear(config.bottleneck, num_values)
-        for block in self.blocks:
-            block.reset_parameters(num_layers=config.layers)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 

@@ -89,8 +89,8 @@ _kept_alive: list[object] = []
 def _repair_torchvision_import() -> None:
     """Let torchvision, which timm imports, load beside a CPU build of torch.
 
-    Its wheels are built against CUDA torch and fail on registering two operators that nothing here uses; declaring the operators
-    is enough.
+    Its wheels are built against CUDA torch and fail on registering two operators that nothing here uses; declaring the
+    operators is enough.
     """
     if torch.version.cuda is not None or _kept_alive:
         return

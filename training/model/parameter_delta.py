@@ -1,7 +1,7 @@
 """Generated parameters as a named, ordered set of vectors.
 
-Everything that makes, applies, stores or folds a delta goes through `ParameterLayout`, so what is generated (norm scale and bias
-today) can grow without touching serving or export.  Shapes: G conditioning groups, P generated values in all.
+Everything that makes, applies, stores or folds a delta goes through `ParameterLayout`, so what is generated (norm scale and
+bias today) can grow without touching serving or export.  Shapes: G conditioning groups, P generated values in all.
 """
 
 from collections.abc import Mapping

@@ -31,14 +31,12 @@ class TextEncoder(nn.Module):
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.width)
         self.positional_embedding = nn.Parameter(torch.empty(config.context_length, config.width))
-        self.blocks = nn.ModuleList(TransformerBlock(config.width, config.heads, causal=True) for _ in range(config.layers))
+        self.blocks = transformer(config.width, config.heads, config.layers, causal=True)
         self.final_norm = nn.LayerNorm(config.width)
         self.projection = nn.Linear(config.width, config.embed_dim, bias=False)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
         nn.init.normal_(self.projection.weight, std=config.width**-0.5)
-        for block in self.blocks:
-            block.reset_parameters(num_layers=config.layers)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(T, L) int64, zero-padded after the end-of-text token -> (T, D) unit vectors."""
@@ -91,3 +89,11 @@ class TransformerBlock(nn.Module):
         mask = None if key_mask is None else key_mask[:, None, None, :]
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal)
         return y.transpose(1, 2).reshape(n, length, width)
+
+
+def transformer(width: int, heads: int, layers: int, *, causal: bool) -> nn.ModuleList:
+    """A stack of blocks with CLIP's initialization."""
+    blocks = [TransformerBlock(width, heads, causal=causal) for _ in range(layers)]
+    for block in blocks:
+        block.reset_parameters(num_layers=layers)
+    return nn.ModuleList(blocks)

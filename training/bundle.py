@@ -1,0 +1,173 @@
+"""A model bundle: everything needed to use a trained model, in one folder, offline, without pickle.
+
+config.json        architecture and label templates
+model.safetensors  parameters and buffers
+tokenizer.json     which tokenizer, with token ids it must reproduce
+preprocess.json    from picture bytes to network input
+golden.safetensors features the loaded model must reproduce
+README.md          model card
+bundle.json        written last: SHA-256 of every file, and their common digest, the identity of the model
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from infra import storage
+from infra.config import StrictModel, content_hash
+from infra.errors import BadInputError, CorruptArtefactError
+from training.model.hyperclip import HyperClip, HyperClipConfig
+from training.model.parameter_delta import GroupDelta
+from training.preprocess import PreprocessConfig
+from training.tokenizer import CONTEXT_LENGTH, GOLDEN_TOKENS, Tokenizer
+
+BUNDLE_NAME = "bundle.json"
+SCHEMA_VERSION = 1
+GOLDEN_TOLERANCE = 1e-3
+"""Features are unit vectors; processors and kernels differ by about 1e-5, a wrong file by about 1."""
+
+
+class BundleConfig(StrictModel):
+    """`config.json`."""
+
+    schema_version: Literal[1] = 1
+    model: dict[str, Any]
+    """`HyperClipConfig.to_dict()`."""
+    templates: tuple[str, ...] = ("{}",)
+    """How the model was taught to read a name; a label's feature is the renormalized mean over them."""
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+
+class TokenizerConfig(StrictModel):
+    """`tokenizer.json`."""
+
+    schema_version: Literal[1] = 1
+    kind: Literal["clip_bpe"] = "clip_bpe"
+    context_length: int = CONTEXT_LENGTH
+    golden: dict[str, list[int]]
+
+
+class BundleManifest(StrictModel):
+    """`bundle.json`."""
+
+    schema_version: Literal[1] = 1
+    files: dict[str, str]
+    digest: str
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded model, ready to use: eval mode, no gradients."""
+
+    model: HyperClip
+    tokenizer: Tokenizer
+    preprocess: PreprocessConfig
+    templates: tuple[str, ...]
+    metrics: dict[str, float]
+    digest: str
+    """Identity of the model: the same files have the same digest."""
+
+
+def save_bundle(
+    folder: Path,
+    model: HyperClip,
+    *,
+    preprocess: PreprocessConfig,
+    templates: Sequence[str],
+    model_card: str,
+    metrics: Mapping[str, float],
+) -> BundleManifest:
+    """Write a bundle; `bundle.json` comes last, so a folder without it is no bundle.  `folder` must be new or empty."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise BadInputError(f"{folder} is not empty; a bundle gets a folder of its own")
+    config = BundleConfig(model=model.config.to_dict(), templates=tuple(templates), metrics=dict(metrics))
+    texts: dict[str, str] = {
+        "config.json": config.model_dump_json(indent=1),
+        "tokenizer.json": TokenizerConfig(golden=GOLDEN_TOKENS).model_dump_json(indent=1),
+        "preprocess.json": preprocess.model_dump_json(indent=1),
+        "README.md": model_card,
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors")
+    save_file(_golden_features(model.eval(), preprocess.image_size), folder / "golden.safetensors")
+    files = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
+    manifest = BundleManifest(files=files, digest=content_hash(files))
+    storage.write_atomic(str(folder / BUNDLE_NAME), manifest.model_dump_json(indent=1))
+    return manifest
+
+
+def load_bundle(folder: Path, *, device: str = "cpu") -> Bundle:
+    """Load a bundle and prove that it is the model that was saved.
+
+    Raises:
+        BadInputError: no bundle there, or a newer version of this project wrote it.
+        CorruptArtefactError: a file is missing or changed, or the golden features are not reproduced.
+    """
+    manifest = read_bundle_manifest(folder)
+    changed = [
+        name for name, digest in manifest.files.items() if not (folder / name).is_file() or _sha256(folder / name) != digest
+    ]
+    if changed:
+        raise CorruptArtefactError(f"bundle {folder} is damaged: {', '.join(changed)} missing or changed")
+    config = storage.read_model(str(folder / "config.json"), BundleConfig)
+    tokenizer = Tokenizer()
+    for text, expected in storage.read_model(str(folder / "tokenizer.json"), TokenizerConfig).golden.items():
+        if (found := tokenizer([text])[0].tolist()) != expected:
+            raise CorruptArtefactError(f"the tokenizer gives {found} for {text!r}, the model was trained with {expected}")
+    preprocess = storage.read_model(str(folder / "preprocess.json"), PreprocessConfig)
+    model = HyperClip(HyperClipConfig.from_dict(config.model))
+    try:
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    except RuntimeError as error:
+        raise CorruptArtefactError(f"{folder / 'model.safetensors'} does not fit its config.json: {error}") from error
+    model.requires_grad_(False).eval()
+    golden = load_file(folder / "golden.safetensors")
+    for name, found_features in _golden_features(model, preprocess.image_size).items():
+        difference = (found_features - golden[name]).abs().max().item()
+        if not difference <= GOLDEN_TOLERANCE:
+            raise CorruptArtefactError(f"bundle {folder} does not reproduce its golden {name}: off by {difference:.2g}")
+    return Bundle(
+        model=model.to(device),
+        tokenizer=tokenizer,
+        preprocess=preprocess,
+        templates=config.templates,
+        metrics=config.metrics,
+        digest=manifest.digest,
+    )
+
+
+def read_bundle_manifest(folder: Path) -> BundleManifest:
+    """Raises BadInputError when the folder holds no finished bundle of a version we read."""
+    uri = str(folder / BUNDLE_NAME)
+    if not storage.exists(uri):
+        raise BadInputError(f"{folder} holds no {BUNDLE_NAME}: not a model bundle, or one that was not finished")
+    storage.check_schema_version(uri, newest=SCHEMA_VERSION)
+    return storage.read_model(uri, BundleManifest)
+
+
+@torch.no_grad()
+def _golden_features(model: HyperClip, image_size: int) -> dict[str, Tensor]:
+    """Features of fixed inputs through every part of the model."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, image_size, image_size, generator=generator)
+    text_features = model.encode_text(Tokenizer()(list(GOLDEN_TOKENS)))
+    delta = GroupDelta(model.generate(text_features[None]))
+    return {
+        "text_features": text_features,
+        "neutral_image_features": model.encode_image(images),
+        "specialized_image_features": model.encode_image(images, delta),
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,180 @@
+"""From class names to a specialized encoder: one pass through text encoder and hypernetwork.
+
+What comes out is small (a delta and the label features) and needs neither of them again.
+Shapes: C labels, K templates, D embedding, P generated values.
+"""
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from infra import storage
+from infra.config import StrictModel
+from infra.errors import BadInputError
+from training.bundle import Bundle
+from training.model.hypernetwork import MAX_SET_SIZE
+from training.model.parameter_delta import GroupDelta
+from training.score import Scores, class_scores
+from training.tokenizer import CONTEXT_LENGTH, Tokenizer
+
+TASK_NAME = "task.json"
+MAX_LABEL_CHARACTERS = 300
+MAX_TEMPLATES = 100
+TEXT_BATCH = 256
+
+
+class SpecializedTask(StrictModel):
+    """`task.json`: what the encoder was specialized for, and by which model."""
+
+    schema_version: Literal[1] = 1
+    labels: tuple[str, ...]
+    templates: tuple[str, ...]
+    bundle_digest: str
+
+
+@dataclass(frozen=True)
+class SpecializedEncoder:
+    """An image encoder made for one list of labels."""
+
+    task: SpecializedTask
+    text_features: Tensor
+    """(C, D) unit vectors, one per label."""
+    delta: Tensor
+    """(P,) flat, in the order of the encoder's layout."""
+    logit_scale: Tensor
+    """() already exponentiated."""
+    logit_bias: Tensor
+    """()."""
+
+    def scores(self, bundle: Bundle, images: Tensor) -> Scores:
+        """(B, 3, S, S) -> scores (B, C), by the functional path: the neutral encoder with this delta applied."""
+        with torch.no_grad():
+            features = bundle.model.encode_image(images, GroupDelta(self.delta[None]))
+        return class_scores(features, self.text_features, logit_scale=self.logit_scale, logit_bias=self.logit_bias)
+
+
+@torch.no_grad()
+def specialize(bundle: Bundle, labels: Sequence[str], templates: Sequence[str] | None = None) -> SpecializedEncoder:
+    """Make the encoder for these labels; their order changes nothing but the order of the scores.
+
+    Args:
+        labels: 1 to 10,000 distinct names.
+        templates: texts with one `{}` for the name; the bundle's own when absent.
+
+    Raises:
+        BadInputError: an empty list, an empty, repeated or overlong label, or a bad template.
+    """
+    checked_labels = check_labels(labels)
+    checked_templates = bundle.templates if templates is None else check_templates(templates)
+    text_features = encode_labels(bundle, checked_labels, checked_templates)
+    task = SpecializedTask(labels=checked_labels, templates=checked_templates, bundle_digest=bundle.digest)
+    return SpecializedEncoder(
+        task=task,
+        text_features=text_features,
+        delta=bundle.model.generate(text_features[None])[0],
+        logit_scale=bundle.model.logit_scale.detach(),
+        logit_bias=bundle.model.logit_bias.detach(),
+    )
+
+
+def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
+    """Labels in canonical form (NFC, trimmed; case and order kept).
+
+    Raises:
+        BadInputError: none or too many, or one that is empty, overlong or there twice; the message names it.
+    """
+    if isinstance(labels, str) or not labels:
+        raise BadInputError("the list of labels is empty; name at least one class")
+    if len(labels) > MAX_SET_SIZE:
+        raise BadInputError(f"{len(labels):,} labels; at most {MAX_SET_SIZE:,} are allowed in one task")
+    canonical = tuple(unicodedata.normalize("NFC", label).strip() for label in labels)
+    first_place: dict[str, int] = {}
+    for place, label in enumerate(canonical):
+        if not label:
+            raise BadInputError(f"label {place + 1} is empty")
+        if len(label) > MAX_LABEL_CHARACTERS:
+            raise BadInputError(f"label {place + 1} has {len(label):,} characters; at most {MAX_LABEL_CHARACTERS} are allowed")
+        if label in first_place:
+            raise BadInputError(f"label {label!r} is there twice, at {first_place[label] + 1} and {place + 1}")
+        first_place[label] = place
+    return canonical
+
+
+def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
+    """Raises BadInputError unless each template holds `{}` exactly once."""
+    if isinstance(templates, str) or not 1 <= len(templates) <= MAX_TEMPLATES:
+        raise BadInputError(f"give a list of 1 to {MAX_TEMPLATES} templates")
+    for template in templates:
+        if template.count("{}") != 1 or len(template) > MAX_LABEL_CHARACTERS:
+            raise BadInputError(
+                f"template {template!r} must hold {{}} once, for the label, in at most {MAX_LABEL_CHARACTERS} characters"
+            )
+    return tuple(templates)
+
+
+@torch.no_grad()
+def encode_labels(bundle: Bundle, labels: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """(C, D): the renormalized mean over the templates of each label's text features.
+
+    Raises:
+        BadInputError: a label does not fit the text encoder's context.
+    """
+    texts = [template.replace("{}", label) for label in labels for template in templates]
+    for text in texts:
+        # a character gives at most four tokens (its UTF-8 bytes): count only where it could be too many
+        if len(text) * 4 > CONTEXT_LENGTH and (found := bundle.tokenizer.num_tokens(text)) > CONTEXT_LENGTH:
+            raise BadInputError(f"{text!r} has {found} tokens; the text encoder reads {CONTEXT_LENGTH}")
+    features = encode_texts(bundle, texts).view(len(labels), len(templates), -1)
+    return F.normalize(features.mean(dim=1), dim=-1)
+
+
+@torch.no_grad()
+def encode_texts(bundle: Bundle, texts: Sequence[str]) -> Tensor:
+    """(T, D) unit vectors, in batches of bounded memory."""
+    tokenizer: Tokenizer = bundle.tokenizer
+    device = bundle.model.log_scale.device
+    batches = [texts[start : start + TEXT_BATCH] for start in range(0, len(texts), TEXT_BATCH)]
+    return torch.cat([bundle.model.encode_text(tokenizer(batch).to(device)) for batch in batches])
+
+
+def save_specialized(encoder: SpecializedEncoder, folder: Path, bundle: Bundle) -> None:
+    """Write `encoder.safetensors`, with the delta by parameter name, and last `task.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    named = bundle.model.image_encoder.layout.split(encoder.delta)
+    tensors = {f"delta.{name}": value.clone() for name, value in named.items()}
+    tensors |= {"text_features": encoder.text_features, "logit_scale": encoder.logit_scale, "logit_bias": encoder.logit_bias}
+    save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, folder / "encoder.safetensors")
+    storage.write_atomic(str(folder / TASK_NAME), encoder.task.model_dump_json(indent=1))
+
+
+def load_specialized(folder: Path, bundle: Bundle) -> SpecializedEncoder:
+    """Read what `save_specialized` wrote.
+
+    Raises:
+        BadInputError: nothing finished there, or it was made by another model.
+    """
+    uri = str(folder / TASK_NAME)
+    if not storage.exists(uri):
+        raise BadInputError(f"{folder} holds no {TASK_NAME}: no specialized encoder, or one that was not finished")
+    storage.check_schema_version(uri, newest=1)
+    task = storage.read_model(uri, SpecializedTask)
+    if task.bundle_digest != bundle.digest:
+        raise BadInputError(
+            f"{folder} was made by model {task.bundle_digest[:12]}, not by {bundle.digest[:12]}; specialize again"
+        )
+    tensors = load_file(folder / "encoder.safetensors")
+    delta = {name.removeprefix("delta."): value for name, value in tensors.items() if name.startswith("delta.")}
+    return SpecializedEncoder(
+        task=task,
+        text_features=tensors["text_features"],
+        delta=bundle.model.image_encoder.layout.join(delta),
+        logit_scale=tensors["logit_scale"],
+        logit_bias=tensors["logit_bias"],
+    )

@@ -1,0 +1,48 @@
+"""CLIP's byte-pair tokenizer.  Its vocabulary lies inside the package that implements it: nothing is fetched."""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from instant_clip_tokenizer import Tokenizer as ClipBytePairs
+from torch import Tensor
+
+CONTEXT_LENGTH = 77
+START_OF_TEXT = 49406
+END_OF_TEXT = 49407
+
+GOLDEN_TOKENS = {
+    "a photo of a cat": [49406, 320, 1125, 539, 320, 2368, 49407],
+    "Crème brûlée, 2nd": [49406, 1075, 12138, 614, 711, 127, 119, 75, 13489, 267, 273, 1764, 49407],
+}
+"""What the vocabulary must give; stored with every bundle, so that another vocabulary is noticed when it is loaded."""
+
+
+class Tokenizer:
+    """Texts -> token ids, zero-padded after the end of text."""
+
+    @cached_property
+    def _pairs(self) -> ClipBytePairs:
+        return ClipBytePairs()  # building the merge table takes half a second
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """(T, L) int64 with L the longest of these texts; longer than the context is cut, the end of text kept."""
+        if not texts:
+            return torch.zeros(0, 2, dtype=torch.int64)
+        return cut_to_longest(self.padded(texts))
+
+    def padded(self, texts: Sequence[str]) -> Tensor:
+        """(T, 77) int64: the same length for every batch, for exchange between ranks."""
+        ids: np.ndarray = self._pairs.tokenize_batch(list(texts), context_length=CONTEXT_LENGTH)
+        return torch.from_numpy(ids.astype(np.int64))
+
+    def num_tokens(self, text: str) -> int:
+        """Tokens of a text before any cut, start and end of text included."""
+        return len(self._pairs.encode(text)) + 2
+
+
+def cut_to_longest(tokens: Tensor) -> Tensor:
+    """(T, L) -> (T, L') without the columns that are padding in every row."""
+    lengths = (tokens == END_OF_TEXT).int().argmax(dim=1) + 1
+    return tokens[:, : int(lengths.max())]
