@@ -1,0 +1,166 @@
+"""Download a URL list: partitions fanned out as Ray tasks of our own, then an audit that every row has an outcome.
+
+Ray is only the carrier here; what a task does is `partition.download_partition`.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_prep.accounting import describe, require_all_accounted
+from data_prep.audit import audit
+from data_prep.partition import (
+    DownloadConfig,
+    Partition,
+    PartitionReport,
+    download_partition,
+    finished_report,
+    outcomes_uri,
+    report_uri,
+    shards_of,
+)
+from data_prep.raw import OUTCOMES_NAME, REPORT_NAME, DownloadReport
+from data_prep.url_list import UrlList, UrlListConfig, read_url_list
+from infra import storage
+from infra.config import content_hash
+from infra.errors import BadInputError, DataLossError
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+
+
+def download(
+    config: DownloadConfig, *, url_list_uri: str, url_columns: UrlListConfig, output_uri: str, progress: Progress
+) -> DownloadReport:
+    """Download every picture of a URL list; partitions that an earlier run finished are skipped.
+
+    Ray must be connected.  `progress` is called with (rows done, rows in all).
+
+    Raises:
+        BadInputError: the list cannot be used, or the folder holds the download of another list.
+        DataLossError: too few pictures came back, or a row has no outcome.  Nothing is marked done then.
+    """
+    started = time.monotonic()
+    url_list = read_url_list(url_list_uri, url_columns)
+    partitions = plan_partitions(url_list, config)
+    _claim(output_uri, url_list, config)
+    total, done = len(url_list), 0
+    reports: dict[int, PartitionReport] = {}
+    for partition in partitions:
+        if report := finished_report(partition, config, output_uri=output_uri):
+            reports[partition.index] = report
+            done += report.requested
+    skipped = len(reports)
+    progress(done, total)
+    for report in _run_on_ray([p for p in partitions if p.index not in reports], config, output_uri):
+        reports[report.partition] = report
+        done += report.requested
+        progress(done, total)
+    _require_success_rate(config, partitions, reports, output_uri)
+    outcomes = _gather_outcomes(partitions, output_uri)
+    audited = audit(url_list.table, outcomes)
+    require_all_accounted("download", seen=total, out=audited.downloaded, lost=audited.failed)
+    result = DownloadReport(
+        requested=total,
+        downloaded=audited.downloaded,
+        failed=audited.failed,
+        bytes=audited.bytes,
+        seconds=time.monotonic() - started,
+        skipped_partitions=skipped,
+        shards=[shard for index in sorted(reports) for shard in reports[index].shards],
+        lineage={"config": config.model_dump(mode="json"), "config_hash": content_hash(config), "formats": audited.formats},
+    )
+    storage.write_atomic(storage.join(output_uri, REPORT_NAME), result.model_dump_json(indent=1))
+    return result
+
+
+def plan_partitions(url_list: UrlList, config: DownloadConfig) -> list[Partition]:
+    """Cut the list into partitions; each has its own range of shard numbers."""
+    size = config.samples_per_partition
+    stride = shards_of(size, config.samples_per_shard)
+    return [
+        Partition(index, index * stride, url_list.table.slice(start, size))
+        for index, start in enumerate(range(0, len(url_list), size))
+    ]
+
+
+def _run_on_ray(partitions: list[Partition], config: DownloadConfig, output_uri: str) -> Iterator[PartitionReport]:
+    """Reports as they come; at most `max_tasks_in_flight` tasks are with Ray at once."""
+    if not partitions:
+        return
+    import ray
+
+    remote: Any = ray.remote(num_cpus=config.num_cpus, max_retries=config.max_task_retries, retry_exceptions=[OSError])(
+        download_partition
+    )
+    waiting, running = list(reversed(partitions)), []
+    try:
+        while waiting or running:
+            while waiting and len(running) < config.max_tasks_in_flight:
+                running.append(remote.remote(waiting.pop(), config, output_uri=output_uri))
+            ready, running = ray.wait(running, num_returns=1)
+            yield from _results(ready)
+    finally:
+        for task in running:  # one failed, or the caller gave up: the others must not go on writing
+            ray.cancel(task)
+
+
+def _results(ready: list[Any]) -> list[PartitionReport]:
+    import ray
+
+    try:
+        return ray.get(ready)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error  # our own exception, with the worker's traceback behind it
+
+
+def _claim(output_uri: str, url_list: UrlList, config: DownloadConfig) -> None:
+    """Bind an output folder to one list and one cut of it: another list in the same folder would mix two downloads."""
+    uri = storage.join(output_uri, "claim.sha256")
+    cut = [config.samples_per_partition, config.samples_per_shard]
+    claim = content_hash({"uids": content_hash(url_list.table["uid"].to_pylist()), "cut": cut})
+    if storage.exists(uri) and storage.read_bytes(uri).decode() != claim:
+        raise BadInputError(
+            f"{output_uri} holds the download of another URL list or another partition size; "
+            "choose another output folder or remove this one"
+        )
+    storage.write_atomic(uri, claim)
+    storage.remove(storage.join(output_uri, REPORT_NAME))  # not done until it is done again
+
+
+def _require_success_rate(
+    config: DownloadConfig, partitions: list[Partition], reports: dict[int, PartitionReport], output_uri: str
+) -> None:
+    requested = sum(report.requested for report in reports.values())
+    downloaded = sum(report.downloaded for report in reports.values())
+    failed: Counter[str] = Counter()
+    for report in reports.values():
+        failed.update(report.failed)
+    if downloaded and downloaded >= config.min_success_rate * requested:
+        return
+    for partition in partitions:  # so that the next run tries again where it went wrong, and only there
+        report = reports[partition.index]
+        if report.downloaded < max(1, config.min_success_rate * report.requested):
+            storage.remove(report_uri(output_uri, partition))
+    raise DataLossError(
+        f"only {downloaded:,} of {requested:,} pictures were downloaded ({downloaded / requested:.1%}; the floor, min_success_rate, "
+        f"is {config.min_success_rate:.1%}). Failed: {describe(failed)}. Check the network and the list, or lower the floor"
+    )
+
+
+def _gather_outcomes(partitions: list[Partition], output_uri: str) -> pa.Table:
+    tables = []
+    for partition in partitions:
+        with storage.open_read(outcomes_uri(output_uri, partition)) as file:
+            tables.append(pq.read_table(file))
+    outcomes = pa.concat_tables(tables)
+    buffer = pa.BufferOutputStream()
+    pq.write_table(outcomes, buffer)
+    storage.write_atomic(storage.join(output_uri, OUTCOMES_NAME), buffer.getvalue().to_pybytes())
+    return outcomes

@@ -1,0 +1,330 @@
+"""One partition of a URL list through img2dataset's Reader and Downloader, in this process, behind our opener.
+
+The only file that imports img2dataset.  Its own `download()` starts processes that an installed opener does not reach, which is why
+its two classes are run here.  Everything is a plain function: Ray comes in one floor up, in `download.py`.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from data_prep.accounting import require_all_accounted
+from data_prep.fetch_policy import FetchPolicy
+from data_prep.opener import HardenedOpener, RequestRecord, installed
+from data_prep.raw import OUTCOME_SCHEMA, RawShard, scan_tar
+from infra import images, storage
+from infra.config import StrictModel, content_hash
+from infra.errors import CorruptArtefactError, DataLossError
+
+logger = logging.getLogger(__name__)
+
+CARRIED_COLUMNS = ["row", "uid", "captions", "concept", "group", "source", "licence"]
+SHARD_NAME_DIGITS = 5
+_REASON = re.compile(r"\[(\w+)\] ")
+_KEEPS_FROM_RESULT = {"threads", "num_cpus", "min_success_rate", "max_task_retries", "max_tasks_in_flight"}
+
+
+class DownloadConfig(StrictModel):
+    """How a URL list is downloaded."""
+
+    samples_per_shard: PositiveInt = 1000
+    """Rows of the list a raw shard covers, failed ones included."""
+    samples_per_partition: PositiveInt = 5000
+    """Rows a Ray task downloads: what is done again when a task dies."""
+    threads: PositiveInt = 32
+    """Requests a task has under way at once."""
+    resize: PositiveInt | None = None
+    """Shorter side in pixels, re-encoded as JPEG on white, never enlarged; None stores every picture as received."""
+    retries: NonNegativeInt = 1
+    """More attempts after a passing failure (timeout, connection, DNS, truncated, 429, 5xx), with growing waits."""
+    min_success_rate: float = Field(default=0.5, ge=0, le=1)
+    """Below it the step fails: something is wrong with the network or the list."""
+    disallowed_robots_directives: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex")
+    """Values of the X-Robots-Tag header that refuse the use of a picture."""
+    policy: FetchPolicy = FetchPolicy()
+    num_cpus: float = Field(default=1.0, gt=0)
+    """CPUs Ray reserves for a task."""
+    max_task_retries: NonNegativeInt = 2
+    """How often Ray starts a task again whose worker died or whose storage failed."""
+    max_tasks_in_flight: PositiveInt = 64
+    """Tasks handed to Ray at once."""
+
+    def fingerprint(self) -> str:
+        """Hash of what decides the result; threads and the like do not."""
+        return content_hash(self.model_dump(mode="json", exclude=_KEEPS_FROM_RESULT))
+
+
+class Partition(NamedTuple):
+    index: int
+    first_shard: int
+    """Number of its first shard: shard numbers are unique over the whole download."""
+    table: pa.Table
+    """Rows of the URL list, of `URL_LIST_SCHEMA`."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.index:05d}"
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(json.dumps(self.table.to_pydict(), ensure_ascii=False).encode()).hexdigest()
+
+
+class PartitionReport(StrictModel):
+    """Written last: its presence means that the partition is whole."""
+
+    partition: NonNegativeInt
+    requested: NonNegativeInt
+    downloaded: NonNegativeInt
+    failed: dict[str, int]
+    bytes: NonNegativeInt
+    seconds: float
+    shards: list[RawShard]
+    config_hash: str
+    rows_hash: str
+
+
+def report_uri(output_uri: str, partition: Partition) -> str:
+    return storage.join(output_uri, "partitions", f"{partition.name}.json")
+
+
+def outcomes_uri(output_uri: str, partition: Partition) -> str:
+    return storage.join(output_uri, "outcomes", f"{partition.name}.parquet")
+
+
+def finished_report(partition: Partition, config: DownloadConfig, *, output_uri: str) -> PartitionReport | None:
+    """The report of an earlier run, when it belongs to these very rows and settings; else None."""
+    uri = report_uri(output_uri, partition)
+    if not storage.exists(uri):
+        return None
+    try:
+        report = storage.read_model(uri, PartitionReport)
+    except CorruptArtefactError:
+        return None
+    same = report.config_hash == config.fingerprint() and report.rows_hash == partition.fingerprint()
+    whole = all(
+        storage.exists(tar := storage.join(output_uri, shard.path)) and storage.size(tar) == shard.bytes for shard in report.shards
+    )
+    return report if same and whole and storage.exists(outcomes_uri(output_uri, partition)) else None
+
+
+def download_partition(partition: Partition, config: DownloadConfig, *, output_uri: str) -> PartitionReport:
+    """Download the pictures of a partition; does nothing when that is done, and starts afresh when it was left half-done.
+
+    Raises:
+        DataLossError: a row came back without an outcome, or img2dataset did not go through the opener.
+        CorruptArtefactError: a shard could not be read back.
+    """
+    if done := finished_report(partition, config, output_uri=output_uri):
+        return done
+    started = time.monotonic()
+    folder = storage.join(output_uri, "shards", partition.name)
+    storage.remove(report_uri(output_uri, partition))
+    storage.remove(folder)
+    storage.make_folder(folder)
+    opener = HardenedOpener(config.policy, retries=config.retries)
+    tryable = partition.table.filter(pc.is_null(partition.table["url_problem"]))
+    # img2dataset verifies hashes for a whole file of URLs or not at all
+    with_hash, without_hash = tryable.filter(pc.is_valid(tryable["sha256"])), tryable.filter(pc.is_null(tryable["sha256"]))
+    with installed(opener), contextlib.redirect_stdout(io.StringIO()) as printed:
+        _refuse_other_ways_out(opener)
+        shard = _run_img2dataset(with_hash, config, folder=folder, first_shard=partition.first_shard, verify=True)
+        _run_img2dataset(without_hash, config, folder=folder, first_shard=shard, verify=False)
+    logger.debug("img2dataset said: %s", printed.getvalue())
+    if len(opener.records) < tryable.num_rows:
+        raise DataLossError(
+            f"partition {partition.index}: {tryable.num_rows:,} URLs were tried, {len(opener.records):,} passed through the opener"
+        )
+    shards = _read_back_shards(output_uri, folder)
+    outcomes = _outcomes(partition, shards, opener.records, output_uri=output_uri, folder=folder)
+    report = _report(partition, config, shards, outcomes, seconds=time.monotonic() - started)
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(outcomes, schema=OUTCOME_SCHEMA), buffer)
+    storage.write_atomic(outcomes_uri(output_uri, partition), buffer.getvalue().to_pybytes())
+    storage.write_atomic(report_uri(output_uri, partition), report.model_dump_json(indent=1))
+    return report
+
+
+def shards_of(num_rows: int, samples_per_shard: int) -> int:
+    """Shard numbers a partition may use: rows with and without a hash are cut separately, so one more than the quotient."""
+    return -(-num_rows // samples_per_shard) + 1
+
+
+def _run_img2dataset(table: pa.Table, config: DownloadConfig, *, folder: str, first_shard: int, verify: bool) -> int:
+    """Download the rows of a table into shards numbered from `first_shard`; returns the number after the last."""
+    if not table.num_rows:
+        return first_shard
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+    os.environ["WANDB_MODE"] = "disabled"
+    from img2dataset.downloader import Downloader
+    from img2dataset.reader import Reader
+    from img2dataset.resizer import Resizer
+    from img2dataset.writer import WebDatasetSampleWriter
+
+    scratch = Path(tempfile.mkdtemp(prefix="hyperclip-urls-"))
+    try:
+        source = scratch / "urls.parquet"
+        pq.write_table(table, source)
+        reader = Reader(
+            url_list=str(source),
+            input_format="parquet",
+            url_col="url",
+            caption_col="caption",
+            verify_hash_col="sha256" if verify else None,
+            verify_hash_type="sha256" if verify else None,
+            save_additional_columns=CARRIED_COLUMNS,
+            number_sample_per_shard=config.samples_per_shard,
+            done_shards=set(),
+            tmp_path=str(scratch),
+            start_shard_id=first_shard,
+        )
+        downloader = Downloader(
+            sample_writer_class=WebDatasetSampleWriter,
+            resizer=Resizer(
+                image_size=config.resize or 256,
+                resize_mode="keep_ratio" if config.resize else "no",
+                resize_only_if_bigger=True,
+                disable_all_reencoding=config.resize is None,
+            ),
+            thread_count=min(config.threads, table.num_rows),
+            save_caption=True,
+            extract_exif=False,
+            output_folder=str(storage.local_path(folder)) if storage.is_local(folder) else folder,
+            column_list=reader.column_list,
+            timeout=config.policy.timeout_s,
+            number_sample_per_shard=config.samples_per_shard,
+            oom_shard_count=SHARD_NAME_DIGITS,
+            compute_hash="sha256",
+            verify_hash_type="sha256" if verify else None,
+            encode_format="jpg",
+            retries=0,  # the opener retries, and only what may pass
+            user_agent_token=None,
+            disallowed_header_directives=list(config.disallowed_robots_directives) or None,
+        )
+        shard = first_shard
+        for shard, urls in reader:
+            downloader.download_shard((shard, urls))  # not `downloader(...)`, which swallows every exception
+        return shard + 1
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _refuse_other_ways_out(opener: HardenedOpener) -> None:
+    """One request through img2dataset's own function to an address that the opener refuses; it must arrive there.
+
+    Raises:
+        DataLossError: it did not: this version of img2dataset fetches by another way, past every rule.
+    """
+    from img2dataset.downloader import download_image
+
+    before = len(opener.records)
+    _, _, message = download_image((0, "http://0.0.0.0:1/"), 1, None, None)
+    if len(opener.records) != before + 1 or not str(message).startswith("[forbidden_address]"):
+        raise DataLossError(
+            f"img2dataset does not fetch through the opener ({message}); install the version that pyproject.toml pins"
+        )
+    opener.records.clear()
+
+
+def _read_back_shards(output_uri: str, folder: str) -> list[RawShard]:
+    relative = folder.removeprefix(output_uri).strip("/")
+    shards = []
+    for stats_uri in storage.list_files(folder, suffix="_stats.json"):
+        name = stats_uri.rpartition("/")[2].removesuffix("_stats.json") + ".tar"
+        uri = storage.join(folder, name)
+        successes = json.loads(storage.read_bytes(stats_uri))["successes"]
+        shards.append(
+            RawShard(path=f"{relative}/{name}", samples=successes, bytes=storage.size(uri), sha256=storage.sha256(uri))
+        )
+    return shards
+
+
+def _outcomes(
+    partition: Partition, shards: list[RawShard], records: list[RequestRecord], *, output_uri: str, folder: str
+) -> list[dict[str, Any]]:
+    """One entry per row of img2dataset's parquet files, and one per row that was not tried."""
+    requests: dict[tuple[str, str | None], RequestRecord] = {}
+    for record in records:
+        requests[record.url, record.reason] = record
+    stored = {}
+    for shard in shards:
+        for sample in scan_tar(storage.join(output_uri, shard.path)):
+            info = images.probe(sample.image)  # what is stored, not what a header claimed
+            stored[sample.record["uid"]] = {
+                "shard": shard.path,
+                "key": sample.key,
+                "format": info.format,
+                "width": info.width,
+                "height": info.height,
+                "bytes": len(sample.image),
+                "sha256": hashlib.sha256(sample.image).hexdigest(),
+            }
+    outcomes: list[dict[str, Any]] = []
+    for uri in storage.list_files(folder, suffix=".parquet"):
+        with storage.open_read(uri) as file:
+            rows = pq.read_table(file, columns=["row", "uid", "url", "status", "error_message"]).to_pylist()
+        for row in rows:
+            entry = {name: row[name] for name in ("row", "uid", "url")}
+            if row["status"] == "success" and row["uid"] in stored:
+                request = requests.get((row["url"], None))
+                entry |= {"state": "downloaded", **stored[row["uid"]]}
+            else:
+                reason = _reason(row["status"], row["error_message"] or "")
+                request = requests.get((row["url"], reason)) or requests.get((row["url"], None))
+                entry |= {"state": "failed", "reason": reason, "detail": row["error_message"]}
+            if request:
+                entry |= {name: getattr(request, name) for name in ("final_url", "http_status", "content_type")}
+            outcomes.append(entry)
+    for row in partition.table.filter(pc.is_valid(partition.table["url_problem"])).to_pylist():
+        entry = {name: row[name] for name in ("row", "uid", "url")}
+        outcomes.append(entry | {"state": "failed", "reason": "bad_url", "detail": row["url_problem"]})
+    return sorted(outcomes, key=lambda entry: entry["row"])
+
+
+def _reason(status: str, message: str) -> str:
+    """The stable word for a failure that img2dataset reports as free text."""
+    if found := _REASON.match(message):
+        return found[1]
+    if message == "hash mismatch":
+        return "sha256_mismatch"
+    if "X-Robots-Tag" in message:
+        return "robots_disallowed"
+    return "truncated" if status == "failed_to_resize" else "connection"
+
+
+def _report(
+    partition: Partition, config: DownloadConfig, shards: list[RawShard], outcomes: list[dict[str, Any]], *, seconds: float
+) -> PartitionReport:
+    failed: dict[str, int] = defaultdict(int)
+    for outcome in outcomes:
+        if outcome["state"] == "failed":
+            failed[outcome["reason"]] += 1
+    downloaded = [outcome for outcome in outcomes if outcome["state"] == "downloaded"]
+    require_all_accounted(
+        f"download of partition {partition.index}", seen=partition.table.num_rows, out=len(downloaded), lost=failed
+    )
+    return PartitionReport(
+        partition=partition.index,
+        requested=partition.table.num_rows,
+        downloaded=len(downloaded),
+        failed=dict(sorted(failed.items())),
+        bytes=sum(outcome["bytes"] for outcome in downloaded),
+        seconds=seconds,
+        shards=shards,
+        config_hash=config.fingerprint(),
+        rows_hash=partition.fingerprint(),
+    )

@@ -1,0 +1,156 @@
+"""Raw shards: what download and import leave behind, and curation and resharding read.
+
+    RAW/download.json            written last: its presence means that every partition is whole
+    RAW/claim.sha256            which list this folder belongs to
+    RAW/outcomes.parquet         one row per uid of the list: downloaded, or failed and why
+    RAW/partitions/00000.json    a partition's report, written after everything else of it
+    RAW/shards/00000/            img2dataset's output for that partition: 00000.tar, 00000.parquet, 00000_stats.json
+    RAW/outcomes/00000.parquet   the partition's part of the outcomes
+
+Reports lie outside img2dataset's folders, because it takes every JSON file there for the statistics of a shard.
+"""
+
+import json
+import tarfile
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import pyarrow as pa
+from pydantic import Field, NonNegativeInt
+
+from infra import storage
+from infra.config import StrictModel
+from infra.errors import BadInputError, CorruptArtefactError
+
+REPORT_NAME = "download.json"
+OUTCOMES_NAME = "outcomes.parquet"
+SCHEMA_VERSION = 1
+IMAGE_SUFFIXES = ("jpg", "png", "webp")
+"""Of the picture in a raw tar.  img2dataset names one suffix for all, so it says nothing about the format."""
+
+OUTCOME_SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("uid", pa.string()),
+        ("url", pa.string()),
+        ("state", pa.string()),  # downloaded | failed
+        ("reason", pa.string()),  # null when downloaded
+        ("detail", pa.string()),
+        ("final_url", pa.string()),
+        ("http_status", pa.int32()),
+        ("content_type", pa.string()),
+        ("shard", pa.string()),
+        ("key", pa.string()),
+        ("format", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("bytes", pa.int64()),
+        ("sha256", pa.string()),  # of the bytes as stored
+    ]
+)
+
+
+class RawShard(StrictModel):
+    path: str
+    """Of the tar, relative to the raw folder."""
+    samples: NonNegativeInt
+    bytes: NonNegativeInt
+    sha256: str
+
+
+class DownloadReport(StrictModel):
+    """What a download or an import made; `failed` counts by reason and adds up with `downloaded` to `requested`."""
+
+    schema_version: Literal[1] = 1
+    requested: NonNegativeInt
+    downloaded: NonNegativeInt
+    failed: dict[str, int]
+    bytes: NonNegativeInt
+    """Of the pictures as stored."""
+    seconds: float
+    """Spent by this call; partitions done earlier are not downloaded again."""
+    skipped_partitions: NonNegativeInt = 0
+    """Found done from an earlier run."""
+    shards: list[RawShard]
+    lineage: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def success_rate(self) -> float:
+        return self.downloaded / self.requested if self.requested else 0.0
+
+
+class RawSample(NamedTuple):
+    key: str
+    image: bytes
+    image_offset: int
+    """Byte of the picture in the tar."""
+    record: dict[str, Any]
+    """The sample's JSON: uid, row, caption, captions, concept, group, source, licence, ..."""
+
+
+def read_download_report(raw_uri: str) -> DownloadReport:
+    """Raises BadInputError when there is none: the download has not finished."""
+    uri = storage.join(raw_uri, REPORT_NAME)
+    if not storage.exists(uri):
+        raise BadInputError(f"{raw_uri} holds no {REPORT_NAME}: the download (or import) has not finished; run it again")
+    storage.check_schema_version(uri, newest=SCHEMA_VERSION)
+    return storage.read_model(uri, DownloadReport)
+
+
+def read_raw_shard(raw_uri: str, shard: RawShard) -> Iterator[RawSample]:
+    """The samples of a raw shard, in the order of the tar.
+
+    Raises:
+        CorruptArtefactError: the tar is missing, has another size than its report says, or does not hold whole samples.
+    """
+    uri = storage.join(raw_uri, shard.path)
+    if not storage.exists(uri):
+        raise CorruptArtefactError(f"{uri} is missing. Remove {raw_uri} and run the download again")
+    if (found := storage.size(uri)) != shard.bytes:
+        raise CorruptArtefactError(
+            f"{uri} has {found:,} bytes, its report says {shard.bytes:,}: it is truncated or was changed. "
+            f"Remove {raw_uri} and run the download again"
+        )
+    count = 0
+    for sample in scan_tar(uri):
+        count += 1
+        yield sample
+    if count != shard.samples:
+        raise CorruptArtefactError(f"{uri} holds {count:,} samples, its report says {shard.samples:,}")
+
+
+def scan_tar(uri: str) -> Iterator[RawSample]:
+    """Read a raw tar front to back, one sample at a time.
+
+    Raises:
+        CorruptArtefactError: not a tar, it ends early, or a sample lacks its picture or its JSON.
+    """
+    key: str | None = None
+    image: tuple[bytes, int] | None = None
+    record: dict[str, Any] | None = None
+
+    def whole() -> RawSample:
+        if key is None or image is None or record is None:
+            raise CorruptArtefactError(f"{uri}: sample {key!r} lacks its picture or its JSON")
+        return RawSample(key, image[0], image[1], record)
+
+    try:
+        with storage.open_read(uri) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                stem, _, suffix = member.name.rpartition(".")
+                if key is not None and stem != key:
+                    yield whole()
+                    image, record = None, None
+                key = stem
+                content = tar.extractfile(member)
+                data = content.read() if content else b""
+                if len(data) != member.size:
+                    raise CorruptArtefactError(f"{uri} ends within {member.name}")
+                if suffix in IMAGE_SUFFIXES:
+                    image = (data, member.offset_data)
+                elif suffix == "json":
+                    record = json.loads(data)
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise CorruptArtefactError(f"{uri} is not a whole tar of samples: {error}") from error
+    if key is not None:
+        yield whole()
