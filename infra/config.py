@@ -66,7 +66,10 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         if not isinstance(child, dict):
             raise BadInputError(f"override {override!r}: {key!r} is a value, not a section")
         node = child
-    node[leaf] = yaml.safe_load(value)
+    try:
+        node[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise BadInputError(f"override {override!r}: the value is not valid YAML: {error}") from error
 
 
 def _place(location: tuple[int | str, ...]) -> str:

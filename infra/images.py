@@ -19,7 +19,9 @@ ImageFormat = Literal["jpeg", "png", "webp"]
 SUFFIXES: dict[ImageFormat, str] = {"jpeg": "jpg", "png": "png", "webp": "webp"}
 MAX_PIXELS = 64_000_000
 
-_PILLOW_FORMATS: dict[str, ImageFormat] = {"JPEG": "jpeg", "PNG": "png", "WEBP": "webp"}
+# MPO is a JPEG with further pictures behind the first, as phones write it; Pillow finds it while opening a JPEG
+_PILLOW_FORMATS: dict[str, ImageFormat] = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "WEBP": "webp"}
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
@@ -43,13 +45,11 @@ def probe(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageInfo:
     Raises:
         ImageError: not JPEG, PNG or WebP, or more pixels than `max_pixels`.
     """
+    if canvas := _webp_canvas(data):  # libwebp reserves the whole canvas while opening, so this one is asked before Pillow is
+        _check_pixels(*canvas, max_pixels=max_pixels)
     image = _open(data)
-    info = ImageInfo(_PILLOW_FORMATS[str(image.format)], image.width, image.height)
-    if info.width * info.height > max_pixels:
-        raise ImageError(
-            "too_many_pixels", f"picture is {info.width} x {info.height} pixels, more than the {max_pixels:,} allowed"
-        )
-    return info
+    _check_pixels(image.width, image.height, max_pixels=max_pixels)
+    return ImageInfo(_PILLOW_FORMATS[str(image.format)], image.width, image.height)
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -65,7 +65,10 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             return simplejpeg.decode_jpeg(data, colorspace="RGB")
         image = _open(data)
         image.load()
-        return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+        if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips it to white
+            grey = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
+            return np.stack([grey] * 3, axis=2)
+        return np.array(image.convert("RGBA" if image.has_transparency_data else "RGB"))  # a copy, which is writable
     except _DECODE_ERRORS as error:
         raise ImageError("truncated", f"{info.format} picture is damaged or ends early: {error}") from error
 
@@ -85,14 +88,34 @@ def flatten(pixels: np.ndarray, *, background: tuple[int, int, int]) -> np.ndarr
     return ((mixed + 127) // 255).astype(np.uint8)
 
 
+def _check_pixels(width: int, height: int, *, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageError("too_many_pixels", f"picture is {width} x {height} pixels, more than the {max_pixels:,} allowed")
+
+
+def _webp_canvas(data: bytes) -> tuple[int, int] | None:
+    """(width, height) that a WebP header claims; None where there is no such header."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
+        return None
+    if data[12:16] == b"VP8X":
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if data[12:16] == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    width, height = struct.unpack_from("<HH", data, 26)
+    return width & 0x3FFF, height & 0x3FFF
+
+
 def _open(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is checked by `probe`
-            image = Image.open(io.BytesIO(data), formats=list(_PILLOW_FORMATS))
+            image = Image.open(io.BytesIO(data), formats=["JPEG", "PNG", "WEBP"])
     except Image.DecompressionBombError as error:
         raise ImageError("too_many_pixels", f"picture has too many pixels: {error}") from error
     except (UnidentifiedImageError, *_DECODE_ERRORS) as error:
+        if data.startswith(_MAGIC) or _webp_canvas(data):
+            raise ImageError("truncated", f"picture of {len(data):,} bytes is damaged or ends early") from error
         start = data[:12]
         raise ImageError(
             "not_an_image", f"{len(data):,} bytes are no JPEG, PNG or WebP picture (they start with {start!r})"

@@ -17,6 +17,8 @@ from infra.errors import BadInputError
 
 CANDIDATE = "candidate"
 CHAMPION = "champion"
+# MLflow's codes for a thing that is not there; an alias that is not there counts as an invalid value
+_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 class TrackingConfig(StrictModel):
@@ -71,7 +73,9 @@ class Tracker:
         """Whether the run is still known; if so it counts as running again."""
         try:
             self._client.update_run(run_id, status="RUNNING")
-        except self._mlflow.exceptions.MlflowException:
+        except self._mlflow.exceptions.MlflowException as error:
+            if error.error_code not in _ABSENT:
+                raise
             return False
         return True
 
@@ -115,7 +119,9 @@ class Tracker:
         """The version an alias points to, or None."""
         try:
             found = self._client.get_model_version_by_alias(name, alias)
-        except self._mlflow.exceptions.MlflowException:
+        except self._mlflow.exceptions.MlflowException as error:
+            if error.error_code not in _ABSENT:  # a refused login or a dead server is not "no such alias"
+                raise
             return None
         return self._as_version(found)
 
@@ -132,6 +138,8 @@ class Tracker:
         try:
             return self._as_version(self._client.get_model_version(name, version))
         except self._mlflow.exceptions.MlflowException as error:
+            if error.error_code not in _ABSENT:
+                raise
             raise BadInputError(f"model {name!r} has no version {version}; versions: {self._known(name)}") from error
 
     def promote(self, name: str, version: str) -> ModelVersion:
