@@ -175,3 +175,12 @@ def check_schema_version(uri: str, *, newest: int) -> None:
         raise BadInputError(
             f"{uri} has schema_version {version!r}; this version of hyperclip reads up to {newest}. Update hyperclip"
         )
+
+
+def list_folders(uri: str) -> list[str]:
+    """URIs of the folders directly in a folder, sorted; an absent folder is empty."""
+    filesystem, path = _resolve(uri)
+    if not filesystem.isdir(path):
+        return []
+    names = [posixpath.basename(e["name"].rstrip("/")) for e in filesystem.ls(path, detail=True) if e["type"] == "directory"]
+    return [join(uri, name) for name in sorted(names)]

@@ -1,0 +1,79 @@
+"""Which images share parameters in a contrastive batch, and from which names those are generated.
+
+The plan is a pure function of the batch's ids, the seed and the batch's number, so that every rank makes the same one.
+The condition must not give the answer away (with negatives across groups it does, and training collapses to chance), so pairs
+count within a group only.  Shapes: N contrastive batch, G groups, C names in a set (padded).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.config import ConditioningConfig
+
+
+@dataclass(frozen=True)
+class ConditioningPlan:
+    group_index: Tensor
+    """(N,) int64, the group of each sample."""
+    sets: Tensor
+    """(G, C) int64, names of each group as rows of the batch's unique texts; padding repeats the first."""
+    mask: Tensor
+    """(G, C) bool, True at names."""
+    conditioned: Tensor
+    """(G,) bool, False where the condition is dropped."""
+
+    @property
+    def num_groups(self) -> int:
+        return len(self.sets)
+
+
+def plan_conditioning(
+    config: ConditioningConfig, *, step: int, batch_number: int, seed: int, name_index: Tensor, topic_ids: Tensor
+) -> ConditioningPlan:
+    """Cut a contrastive batch into groups and choose their conditioning sets.
+
+    Args:
+        step: optimizer step, for `start_step`.
+        batch_number: of the contrastive batch since the start of training; with `seed` it fixes every random choice.
+        name_index: (N,) int64, the name of each sample as a row of the batch's unique texts.
+        topic_ids: (N,) int64.
+    """
+    rng = np.random.default_rng((seed, 1, batch_number))
+    names, topics = name_index.cpu().numpy(), topic_ids.cpu().numpy()
+    unconditioned = step < config.start_step
+    num_groups = 1 if unconditioned else int(rng.choice(config.groups))
+    group_index = _cut_into_groups(topics, num_groups, coherent=bool(rng.random() < config.coherent_share), rng=rng)
+    sets = [np.unique(names[group_index == group]) for group in range(num_groups)]
+    if config.distractor_share and num_groups > 1:
+        sets = [_with_distractors(own, names, config.distractor_share, rng) for own in sets]
+    conditioned = np.zeros(1, dtype=bool) if unconditioned else rng.random(num_groups) >= config.drop_share
+    longest = max(map(len, sets))
+    padded = np.stack([np.concatenate([own, np.repeat(own[:1], longest - len(own))]) for own in sets])
+    mask = np.arange(longest)[None] < np.array([len(own) for own in sets])[:, None]
+    return ConditioningPlan(
+        group_index=torch.from_numpy(group_index),
+        sets=torch.from_numpy(padded),
+        mask=torch.from_numpy(mask),
+        conditioned=torch.from_numpy(conditioned),
+    )
+
+
+def _cut_into_groups(topics: np.ndarray, num_groups: int, *, coherent: bool, rng: np.random.Generator) -> np.ndarray:
+    """(N,) group of each sample; groups differ in size by one at most."""
+    order = rng.permutation(len(topics))
+    if coherent:
+        kinds, kind_of = np.unique(topics, return_inverse=True)
+        order = order[np.argsort(rng.permutation(len(kinds))[kind_of[order]], kind="stable")]  # topics side by side
+    group_index = np.empty(len(topics), dtype=np.int64)
+    for group, members in enumerate(np.array_split(order, num_groups)):
+        group_index[members] = group
+    return group_index
+
+
+def _with_distractors(own: np.ndarray, names: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    others = np.setdiff1d(names, own)
+    count = min(len(others), round(share * len(own)))
+    return np.concatenate([own, rng.choice(others, size=count, replace=False)])

@@ -1,0 +1,154 @@
+"""What a training run is: model, data order, batches, conditioning, optimizer, checkpoints, workers."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from infra.config import StrictModel
+from infra.errors import BadInputError
+from infra.tracking import TrackingConfig
+from training.model.registry import MODELS, model_config
+from training.preprocess import PreprocessConfig
+
+Share = float
+
+
+class AugmentConfig(StrictModel):
+    """How a training picture is varied."""
+
+    min_scale: float = Field(default=0.6, gt=0, le=1)
+    """Smallest share of the picture's area that a random crop keeps."""
+    colour_jitter: float = Field(default=0.3, ge=0, le=1)
+    """Largest relative change of brightness and of each channel."""
+    random_background: bool = True
+    """Lay transparency over a random colour, or the model keys on white."""
+
+
+class ConditioningConfig(StrictModel):
+    """How a contrastive batch is cut into groups, and what each group's parameters are generated from."""
+
+    groups: tuple[PositiveInt, ...] = (1,)
+    """Numbers of groups a batch is cut into; each batch draws one.  `(1,)` is the paper's reading."""
+    start_step: NonNegativeInt = 0
+    """Until this step nothing is conditioned: the model trains as its SigLIP twin first."""
+    drop_share: float = Field(default=0.1, ge=0, le=1)
+    """Share of groups encoded under the neutral parameters; keeps them as good as the twin's."""
+    coherent_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of batches whose groups are drawn by topic instead of at random."""
+    distractor_share: float = Field(default=0.0, ge=0)
+    """Names from other groups added to a set, as a share of its own names."""
+
+
+class OptimizerConfig(StrictModel):
+    """AdamW with warm-up and cosine; norms, biases and scalars are not decayed."""
+
+    learning_rate: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 0.2
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: PositiveFloat = 1e-6
+    warmup_steps: NonNegativeInt = 500
+    max_grad_norm: PositiveFloat = 1.0
+
+
+class CheckpointConfig(StrictModel):
+    every_steps: PositiveInt = 1000
+    keep: PositiveInt = 2
+    """How many of the newest checkpoints stay."""
+
+
+class WorkersConfig(StrictModel):
+    """Processes that train together."""
+
+    num_workers: PositiveInt = 1
+    """World size; must divide contrastive_batch_size."""
+    use_gpu: bool = False
+    cpus_per_worker: PositiveInt = 1
+    threads: PositiveInt = 1
+    """Compute threads of each worker."""
+    max_failures: NonNegativeInt = 2
+    """How often Ray Train starts again from the newest checkpoint after a lost worker or node."""
+
+
+class TrainConfig(StrictModel):
+    """One training run."""
+
+    model: str
+    """A name of the registry, e.g. hyperclip_quickstart or its twin siglip_quickstart."""
+    num_steps: PositiveInt
+    """Optimizer steps."""
+    contrastive_batch_size: PositiveInt
+    """Samples of one contrastive batch, all ranks together: loss, conditioning and batch statistics see exactly these."""
+    accumulation_steps: PositiveInt = 1
+    """Contrastive batches averaged into one optimizer step."""
+    seed: NonNegativeInt = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 computes under autocast; parameters, norms and moments stay fp32."""
+    zero_stage: Literal[0, 1, 2] = 1
+    """DeepSpeed ZeRO stage."""
+    templates: tuple[str, ...] = ("{}",)
+    """Texts a caption is put into, one drawn per sample; a label's feature at test time is the mean over all."""
+    loader_workers: NonNegativeInt = 1
+    """Processes that read and decode, per rank; 0 decodes in the training process."""
+    log_every_steps: PositiveInt = 10
+    optimizer: OptimizerConfig = OptimizerConfig()
+    conditioning: ConditioningConfig = ConditioningConfig()
+    augment: AugmentConfig = AugmentConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    workers: WorkersConfig = WorkersConfig()
+
+    @field_validator("model")
+    @classmethod
+    def _known_model(cls, name: str) -> str:
+        if name not in MODELS:
+            raise ValueError(f"unknown model {name!r}; available: {', '.join(sorted(MODELS))}")
+        return name
+
+    @field_validator("templates")
+    @classmethod
+    def _one_place_each(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        if not templates or any(template.count("{}") != 1 for template in templates):
+            raise ValueError("each template must hold {} exactly once, and there must be one")
+        return templates
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> "TrainConfig":
+        local_batch_size(self.contrastive_batch_size, self.workers.num_workers)
+        if max(self.conditioning.groups) > self.contrastive_batch_size // 2:
+            raise ValueError(
+                f"conditioning.groups={self.conditioning.groups}: a group needs at least two of the "
+                f"{self.contrastive_batch_size} samples of a batch to have a negative"
+            )
+        return self
+
+    @property
+    def preprocess(self) -> PreprocessConfig:
+        return PreprocessConfig(image_size=model_config(self.model).image.image_size)
+
+
+class TrainRequest(StrictModel):
+    """What a training worker is given: plain values, so that Ray Train and torchrun pass the same thing."""
+
+    config: TrainConfig
+    shards_uri: str
+    """Folder with the manifest of the training shards."""
+    output_uri: str
+    """Folder for checkpoints, metrics and the bundle."""
+    tracking: TrackingConfig | None = None
+    run_id: str | None = None
+    """MLflow run that gets the metrics."""
+
+
+def local_batch_size(contrastive_batch_size: int, world_size: int) -> int:
+    """Samples of each rank.
+
+    Raises:
+        BadInputError: the world size does not divide the batch; the message names sizes that do.
+    """
+    if contrastive_batch_size % world_size:
+        fitting = [n for n in range(1, contrastive_batch_size + 1) if contrastive_batch_size % n == 0]
+        nearest = sorted(fitting, key=lambda n: abs(n - world_size))[:3]
+        raise BadInputError(
+            f"contrastive_batch_size={contrastive_batch_size} is not a multiple of the {world_size} workers; "
+            f"worker counts that fit: {', '.join(map(str, sorted(nearest)))}"
+        )
+    return contrastive_batch_size // world_size

@@ -1,0 +1,194 @@
+"""The training loop of one worker: the same function under Ray Train and torchrun, for one rank or many."""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from infra import storage
+from infra.config import content_hash
+from infra.errors import HyperClipError
+from infra.tracking import Tracker
+from training.bundle import BUNDLE_NAME, save_bundle
+from training.checkpoint import TrainState, load_newest, remove_old, save_checkpoint
+from training.config import TrainConfig, TrainRequest
+from training.data import TrainingBatches, open_shards
+from training.engine import Engine
+from training.model.hyperclip import HyperClip
+from training.model.registry import model_config
+from training.model_card import model_card
+from training.objective import ContrastiveObjective
+from training.schedule import learning_rate_at
+
+logger = logging.getLogger(__name__)
+
+OnMetrics = Callable[[int, dict[str, float]], None]
+"""Called on rank 0 with the step and its metrics."""
+
+
+@dataclass(frozen=True)
+class Rank:
+    """This worker among the others."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+
+def train(request: TrainRequest, *, on_metrics: OnMetrics) -> None:
+    """Train to the end, from the newest good checkpoint when there is one.  The process group must be up.
+
+    Leaves under `request.output_uri`: `checkpoints/`, `metrics.jsonl` and, last, `bundle/`.
+
+    Raises:
+        HyperClipError: the loss stopped being finite.
+        BadInputError, CorruptArtefactError: the shards cannot be used.
+    """
+    config = request.config
+    rank = Rank(dist.get_rank(), dist.get_world_size(), _device(config))
+    torch.set_num_threads(config.workers.threads)
+    reader = open_shards(request.shards_uri)
+    batches = TrainingBatches(reader, config, rank=rank.rank, world_size=rank.world_size)
+    torch.manual_seed(config.seed)
+    model = HyperClip(model_config(config.model))
+    objective = ContrastiveObjective(model, config.conditioning, seed=config.seed, autocast=config.precision == "bf16")
+    engine = Engine(objective, config, device=rank.device)
+    checkpoints_uri = storage.join(request.output_uri, "checkpoints")
+    config_hash = training_hash(config, reader.manifest.model_dump(mode="json"))
+
+    # precedence: 1. this run's own newest checkpoint, 2. scratch
+    resumed = load_newest(checkpoints_uri, config_hash=config_hash)
+    if resumed:
+        state, full = resumed
+        engine.load_full_state(full, optimizer_step=state.step)
+        logger.info("resuming at step %d of %d", state.step, config.num_steps)
+    else:
+        state = TrainState(seed=config.seed, config_hash=config_hash)
+
+    log = MetricsLog(request, first_step=state.step) if rank.leads else None
+    samples = batches.starting_at(state.next_batch)
+    while state.step < config.num_steps:
+        started = time.perf_counter()
+        waited, loss, output = 0.0, torch.zeros((), device=rank.device), None
+        for accumulated in range(config.accumulation_steps):
+            before = time.perf_counter()
+            batch = next(samples)
+            waited += time.perf_counter() - before
+            output = engine.train_batch(batch, step=state.step, batch_number=state.next_batch + accumulated)
+            loss += output.loss.detach() / config.accumulation_steps
+        assert output is not None
+        loss = _mean_over_ranks(loss)
+        if not torch.isfinite(loss):
+            raise HyperClipError(
+                f"loss is {loss.item()} at step {state.step}; lower optimizer.learning_rate or look at the data"
+            )
+        seconds = time.perf_counter() - started
+        if log and (state.step % config.log_every_steps == 0 or state.step + 1 == config.num_steps):
+            metrics = {
+                "loss": loss.item(),
+                "learning_rate": learning_rate_at(state.step, config.optimizer, num_steps=config.num_steps),
+                "grad_norm": engine.grad_norm,
+                "logit_scale": model.logit_scale.item(),
+                "logit_bias": model.logit_bias.item(),
+                "delta_rms": output.delta_rms.item(),
+                "delta_variation": output.delta_variation.item(),
+                "samples_per_second": config.contrastive_batch_size * config.accumulation_steps / seconds,
+                "data_wait_share": waited / seconds,
+            }
+            log.write(state.step, metrics)
+            on_metrics(state.step, metrics)
+        state = advanced(state, config)
+        if state.step % config.checkpoint.every_steps == 0 or state.step == config.num_steps:
+            full = engine.full_state()  # every rank takes part, one writes
+            if rank.leads:
+                save_checkpoint(checkpoints_uri, state, full)
+                remove_old(checkpoints_uri, keep=config.checkpoint.keep)
+    if rank.leads:
+        _write_bundle(request, checkpoints_uri, config_hash)
+    dist.barrier()
+
+
+def advanced(state: TrainState, config: TrainConfig) -> TrainState:
+    """The state after one more optimizer step."""
+    return state.rebuilt(
+        step=state.step + 1,
+        next_batch=state.next_batch + config.accumulation_steps,
+        samples_seen=state.samples_seen + config.contrastive_batch_size * config.accumulation_steps,
+    )
+
+
+def training_hash(config: TrainConfig, manifest: dict[str, Any]) -> str:
+    """Of everything that decides the numbers: not of workers, ZeRO stage, checkpoints or logging, which may change on
+    resume."""
+    free = {"workers", "zero_stage", "checkpoint", "log_every_steps", "loader_workers"}
+    shards = [shard["sha256"] for shard in manifest["shards"]]
+    return content_hash({"config": config.model_dump(mode="json", exclude=free), "shards": shards})
+
+
+class MetricsLog:
+    """`metrics.jsonl`, one line per logged step, and the same in MLflow where a run is given."""
+
+    def __init__(self, request: TrainRequest, *, first_step: int) -> None:
+        self._path = storage.local_path(request.output_uri) / "metrics.jsonl"
+        self._run_id = request.run_id
+        self._tracker = Tracker(request.tracking) if request.tracking and request.run_id else None
+        lines = self._path.read_text().splitlines() if self._path.exists() else []
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < first_step]
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        storage.write_atomic(str(self._path), "".join(f"{line}\n" for line in kept))  # steps after the checkpoint come again
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        if self._tracker and self._run_id:
+            self._tracker.log_metrics(self._run_id, metrics, step=step)
+
+
+def _write_bundle(request: TrainRequest, checkpoints_uri: str, config_hash: str) -> None:
+    """The bundle comes from the checkpoint on disk, so that what is shipped is what can be resumed."""
+    newest = load_newest(checkpoints_uri, config_hash=config_hash)
+    assert newest is not None
+    state, full = newest
+    config = request.config
+    model = HyperClip(model_config(config.model))
+    model.load_state_dict({**full.parameters, **full.buffers})
+    folder = storage.local_path(storage.join(request.output_uri, "bundle"))
+    if (folder / BUNDLE_NAME).exists():
+        return
+    storage.remove(str(folder))  # what a killed writer left
+    save_bundle(
+        folder,
+        model,
+        preprocess=config.preprocess,
+        templates=config.templates,
+        model_card=model_card(config, state),
+        metrics={"steps": float(state.step), "samples_seen": float(state.samples_seen)},
+    )
+
+
+def _mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
+    if dist.get_world_size() > 1:
+        dist.all_reduce(value)
+    return value / dist.get_world_size()
+
+
+def _device(config: TrainConfig) -> torch.device:
+    if not config.workers.use_gpu:
+        return torch.device("cpu")
+    import os
+
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def metrics_path(output_uri: str) -> Path:
+    return storage.local_path(output_uri) / "metrics.jsonl"
