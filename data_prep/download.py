@@ -1,19 +1,19 @@
 """Download a URL list: partitions fanned out as Ray tasks of our own, then an audit that every row has an outcome.
 
-Ray is only the carrier here; what a task does is `partition.download_partition`.
+What a task does is `partition.download_partition`; Ray itself is in `fan_out.py`.
 """
 
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.accounting import describe, require_all_accounted
 from data_prep.audit import audit
+from data_prep.fan_out import fan_out
 from data_prep.partition import (
     DownloadConfig,
     Partition,
@@ -54,11 +54,12 @@ def download(
     reports: dict[int, PartitionReport] = {}
     for partition in partitions:
         if report := finished_report(partition, config, output_uri=output_uri):
-            reports[partition.index] = report
+            reports[partition.number] = report
             done += report.requested
     skipped = len(reports)
     progress(done, total)
-    for report in _run_on_ray([p for p in partitions if p.index not in reports], config, output_uri):
+    arguments = [(partition, config, output_uri) for partition in partitions if partition.number not in reports]
+    for report in fan_out(_download_partition, arguments, config.tasks):
         reports[report.partition] = report
         done += report.requested
         progress(done, total)
@@ -90,34 +91,8 @@ def plan_partitions(url_list: UrlList, config: DownloadConfig) -> list[Partition
     ]
 
 
-def _run_on_ray(partitions: list[Partition], config: DownloadConfig, output_uri: str) -> Iterator[PartitionReport]:
-    """Reports as they come; at most `max_tasks_in_flight` tasks are with Ray at once."""
-    if not partitions:
-        return
-    import ray
-
-    remote: Any = ray.remote(num_cpus=config.num_cpus, max_retries=config.max_task_retries, retry_exceptions=[OSError])(
-        download_partition
-    )
-    waiting, running = list(reversed(partitions)), []
-    try:
-        while waiting or running:
-            while waiting and len(running) < config.max_tasks_in_flight:
-                running.append(remote.remote(waiting.pop(), config, output_uri=output_uri))
-            ready, running = ray.wait(running, num_returns=1)
-            yield from _results(ready)
-    finally:
-        for task in running:  # one failed, or the caller gave up: the others must not go on writing
-            ray.cancel(task)
-
-
-def _results(ready: list[Any]) -> list[PartitionReport]:
-    import ray
-
-    try:
-        return ray.get(ready)
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from error  # our own exception, with the worker's traceback behind it
+def _download_partition(partition: Partition, config: DownloadConfig, output_uri: str) -> PartitionReport:
+    return download_partition(partition, config, output_uri=output_uri)
 
 
 def _claim(output_uri: str, url_list: UrlList, config: DownloadConfig) -> None:
@@ -145,12 +120,13 @@ def _require_success_rate(
     if downloaded and downloaded >= config.min_success_rate * requested:
         return
     for partition in partitions:  # so that the next run tries again where it went wrong, and only there
-        report = reports[partition.index]
+        report = reports[partition.number]
         if report.downloaded < max(1, config.min_success_rate * report.requested):
             storage.remove(report_uri(output_uri, partition))
     raise DataLossError(
-        f"only {downloaded:,} of {requested:,} pictures were downloaded ({downloaded / requested:.1%}; the floor, min_success_rate, "
-        f"is {config.min_success_rate:.1%}). Failed: {describe(failed)}. Check the network and the list, or lower the floor"
+        f"only {downloaded:,} of {requested:,} pictures were downloaded: {downloaded / requested:.1%}, and the floor "
+        f"(min_success_rate) is {config.min_success_rate:.1%}. Failed: {describe(failed)}. "
+        "Check the network and the list, or lower the floor"
     )
 
 

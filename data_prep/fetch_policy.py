@@ -19,13 +19,14 @@ IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 # IANA's special-purpose blocks, and Azure's platform address, which looks public.  `is_global` changed between Python releases.
 _FORBIDDEN_IPV4 = [
     ipaddress.IPv4Network(block)
-    for block in (
-        "0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.2.0/24 192.88.99.0/24 "
-        "192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/4 240.0.0.0/4 168.63.129.16/32"
-    ).split()
+    for block in [
+        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24"),
+        *("192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24"),
+        *("224.0.0.0/4", "240.0.0.0/4", "168.63.129.16/32"),
+    ]
 ]
-# Only global unicast is open, less the blocks that carry an IPv4 address inside (6to4, Teredo) or are for documentation.  IPv4-mapped
-# and NAT64 addresses lie outside 2000::/3 and fall with the rest.
+# Only global unicast is open, less the blocks that carry an IPv4 address inside (6to4, Teredo) or are for documentation.
+# IPv4-mapped and NAT64 addresses lie outside 2000::/3 and fall with the rest.
 _GLOBAL_IPV6 = ipaddress.IPv6Network("2000::/3")
 _FORBIDDEN_IPV6 = [ipaddress.IPv6Network(block) for block in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")]
 
@@ -44,7 +45,7 @@ class FetchPolicy(StrictModel):
     retry_wait_s: float = Field(default=0.5, ge=0)
     """Before the first retry of a passing failure; doubles each time."""
     allowed_private_hosts: tuple[str, ...] = ()
-    """Hosts (`host` or `host:port`, as written in the URL) that may lie in a private network.  Everything else private is refused."""
+    """Hosts (`host` or `host:port`, as written in the URL) that may lie in a private network; all others there are refused."""
     user_agent: str = "hyperclip/0.1 (image download; no contact configured)"
     """Say who fetches and how to reach you: site owners read it."""
 

@@ -58,7 +58,7 @@ class HardenedOpener(urllib.request.OpenerDirector):
         self._resolved: dict[tuple[str, int], list[str]] = {}
         self._tls = ssl.create_default_context()
 
-    def open(self, fullurl: Any, data: Any = None, timeout: float | None = None) -> Response:  # type: ignore[override]  # noqa: ARG002
+    def open(self, fullurl: Any, data: Any = None, timeout: float | None = None) -> Response:  # noqa: ARG002
         """Fetch one picture.  The caller's timeout is ignored: the policy's deadline is stricter.
 
         Raises:
@@ -108,9 +108,10 @@ class HardenedOpener(urllib.request.OpenerDirector):
             f"?{quote(parts.query, safe='/%:@!$&()*+,;=~-._?[]')}" if parts.query else ""
         )
         connection = http.client.HTTPConnection(host, port)
-        try:
+        with contextlib.ExitStack() as opened:
             with _named_errors(url):
-                connection.sock = self._connect(host, port, parts.scheme == "https", deadline)  # type: ignore[assignment]
+                sock = opened.enter_context(self._connect(host, port, tls=parts.scheme == "https", deadline=deadline))
+                connection.sock = _DeadlineSocket(sock, deadline)
                 headers = {
                     "Host": (f"[{host}]" if ":" in host else host) + (f":{parts.port}" if parts.port else ""),
                     "User-Agent": self.policy.user_agent,
@@ -122,16 +123,14 @@ class HardenedOpener(urllib.request.OpenerDirector):
                 response = connection.getresponse()
             with _named_errors(url):
                 yield response
-        finally:
-            connection.close()
 
-    def _connect(self, host: str, port: int, tls: bool, deadline: "_Deadline") -> "_DeadlineSocket":
+    def _connect(self, host: str, port: int, *, tls: bool, deadline: "_Deadline") -> socket.socket:
         plain = self._connect_to_one(self._resolve(host, port, deadline), port, deadline)
         if not tls:
-            return _DeadlineSocket(plain, deadline)
+            return plain
         try:
             plain.settimeout(deadline.remaining_s())
-            return _DeadlineSocket(self._tls.wrap_socket(plain, server_hostname=host), deadline)
+            return self._tls.wrap_socket(plain, server_hostname=host)
         except BaseException:
             plain.close()
             raise
@@ -213,7 +212,10 @@ class _Deadline:
 
 
 class _DeadlineSocket:
-    """As much of a socket as `http.client` uses; each read gets what is left of the deadline, so a slow drip ends too."""
+    """As much of a socket as `http.client` uses; each read gets what is left of the deadline, so a slow drip ends too.
+
+    `http.client` closes it before the body is read; the real socket is closed by the one who opened it.
+    """
 
     def __init__(self, sock: socket.socket, deadline: _Deadline) -> None:
         self._sock, self._deadline = sock, deadline
@@ -226,7 +228,7 @@ class _DeadlineSocket:
         return io.BufferedReader(_DeadlineReader(self._sock, self._deadline), READ_BLOCK_BYTES)
 
     def close(self) -> None:
-        self._sock.close()
+        pass
 
 
 class _DeadlineReader(io.RawIOBase):

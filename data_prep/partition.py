@@ -1,7 +1,7 @@
 """One partition of a URL list through img2dataset's Reader and Downloader, in this process, behind our opener.
 
-The only file that imports img2dataset.  Its own `download()` starts processes that an installed opener does not reach, which is why
-its two classes are run here.  Everything is a plain function: Ray comes in one floor up, in `download.py`.
+The only file that imports img2dataset.  Its own `download()` starts processes that an installed opener does not reach,
+which is why its two classes are run here.  Everything is a plain function: Ray comes in with `download.py`.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from data_prep.accounting import require_all_accounted
+from data_prep.fan_out import TaskConfig
 from data_prep.fetch_policy import FetchPolicy
 from data_prep.opener import HardenedOpener, RequestRecord, installed
 from data_prep.raw import OUTCOME_SCHEMA, RawShard, scan_tar
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 CARRIED_COLUMNS = ["row", "uid", "captions", "concept", "group", "source", "licence"]
 SHARD_NAME_DIGITS = 5
 _REASON = re.compile(r"\[(\w+)\] ")
-_KEEPS_FROM_RESULT = {"threads", "num_cpus", "min_success_rate", "max_task_retries", "max_tasks_in_flight"}
+_WITHOUT_EFFECT = {"threads", "min_success_rate", "tasks"}
 
 
 class DownloadConfig(StrictModel):
@@ -57,20 +58,16 @@ class DownloadConfig(StrictModel):
     disallowed_robots_directives: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex")
     """Values of the X-Robots-Tag header that refuse the use of a picture."""
     policy: FetchPolicy = FetchPolicy()
-    num_cpus: float = Field(default=1.0, gt=0)
-    """CPUs Ray reserves for a task."""
-    max_task_retries: NonNegativeInt = 2
-    """How often Ray starts a task again whose worker died or whose storage failed."""
-    max_tasks_in_flight: PositiveInt = 64
-    """Tasks handed to Ray at once."""
+    tasks: TaskConfig = TaskConfig()
+    """How the partitions are run."""
 
     def fingerprint(self) -> str:
         """Hash of what decides the result; threads and the like do not."""
-        return content_hash(self.model_dump(mode="json", exclude=_KEEPS_FROM_RESULT))
+        return content_hash(self.model_dump(mode="json", exclude=_WITHOUT_EFFECT))
 
 
 class Partition(NamedTuple):
-    index: int
+    number: int
     first_shard: int
     """Number of its first shard: shard numbers are unique over the whole download."""
     table: pa.Table
@@ -78,7 +75,7 @@ class Partition(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{self.index:05d}"
+        return f"{self.number:05d}"
 
     def fingerprint(self) -> str:
         return hashlib.sha256(json.dumps(self.table.to_pydict(), ensure_ascii=False).encode()).hexdigest()
@@ -117,7 +114,8 @@ def finished_report(partition: Partition, config: DownloadConfig, *, output_uri:
         return None
     same = report.config_hash == config.fingerprint() and report.rows_hash == partition.fingerprint()
     whole = all(
-        storage.exists(tar := storage.join(output_uri, shard.path)) and storage.size(tar) == shard.bytes for shard in report.shards
+        storage.exists(tar := storage.join(output_uri, shard.path)) and storage.size(tar) == shard.bytes
+        for shard in report.shards
     )
     return report if same and whole and storage.exists(outcomes_uri(output_uri, partition)) else None
 
@@ -147,7 +145,7 @@ def download_partition(partition: Partition, config: DownloadConfig, *, output_u
     logger.debug("img2dataset said: %s", printed.getvalue())
     if len(opener.records) < tryable.num_rows:
         raise DataLossError(
-            f"partition {partition.index}: {tryable.num_rows:,} URLs were tried, {len(opener.records):,} passed through the opener"
+            f"partition {partition.number}: {tryable.num_rows:,} URLs, but {len(opener.records):,} went through the opener"
         )
     shards = _read_back_shards(output_uri, folder)
     outcomes = _outcomes(partition, shards, opener.records, output_uri=output_uri, folder=folder)
@@ -315,10 +313,10 @@ def _report(
             failed[outcome["reason"]] += 1
     downloaded = [outcome for outcome in outcomes if outcome["state"] == "downloaded"]
     require_all_accounted(
-        f"download of partition {partition.index}", seen=partition.table.num_rows, out=len(downloaded), lost=failed
+        f"download of partition {partition.number}", seen=partition.table.num_rows, out=len(downloaded), lost=failed
     )
     return PartitionReport(
-        partition=partition.index,
+        partition=partition.number,
         requested=partition.table.num_rows,
         downloaded=len(downloaded),
         failed=dict(sorted(failed.items())),

@@ -1,7 +1,7 @@
 """The URL list: a parquet file of picture addresses and captions, read and checked once, before anything is fetched.
 
-What breaks the list as a whole (no such column, a uid twice, an empty URL) refuses it.  A row whose URL has a bad form does not:
-it counts as failed with reason `bad_url`, as any other link that cannot be fetched.
+What breaks the list as a whole (no such column, a uid twice, an empty URL) refuses it.  A row whose URL has a bad form does
+not: it counts as failed with reason `bad_url`, as any other link that cannot be fetched.
 """
 
 import hashlib
@@ -210,7 +210,9 @@ def _check_uids(uri: str, uids: list[str | None], *, derived: bool) -> None:
         if uid in doubled:
             places.setdefault(str(uid), []).append(row)
     named = "; ".join(f"{uid!r} in rows {', '.join(map(str, rows[:5]))}" for uid, rows in list(places.items())[:MAX_NAMED_ROWS])
-    what = "rows repeat the URL and caption of another (and the list has no uid column)" if derived else "uid(s) are there twice"
+    what = (
+        "rows repeat the URL and caption of another (and the list has no uid column)" if derived else "uid(s) are there twice"
+    )
     raise BadInputError(f"{uri}: {len(places):,} {what}: {named}{_more(len(places))}. Remove the repetitions")
 
 

@@ -1,7 +1,7 @@
 """Choose the bundled sample from a folder of captioned pictures: `python -m data_prep.sample.build --pictures FOLDER`.
 
-The same concepts drawn by several artists: four to train on, one held out to test on.  Concepts are taken in turn from many topics,
-so that a task of ten names drawn from them makes sense.  The choice depends on the pictures alone: running it again gives the same.
+The same concepts drawn by several artists: four to train on, one held out to test on.  Concepts are taken in turn from many
+topics, so that a task of ten names drawn from them makes sense.  The choice depends on the pictures alone.
 """
 
 import argparse
@@ -48,9 +48,10 @@ TOPICS = re.compile(
 TURNS = {"Animals & Nature/animal-mammal": 3, "Travel & Places/transport-ground": 2, "Food & Drink/food-prepared": 2}
 # Variants of one thing, writing on a sheet, and pairs that differ by a detail.
 TOO_ALIKE = re.compile(
-    r"skin tone|o’clock|-thirty|oncoming|\bface\b|moon(?!cake| viewing)|sun behind|clinking|with (flash|arrow|wings|yen|pen|key"
-    r"|decorative|rain|lightning|snow|slash|collar)|medal|globe showing|volume|(low|high|raised)|bookmark|(green|blue|orange) book"
-    r"|closed umbrella|hourglass not|tilted right|woman’s (clothes|hat)|mount fuji|snowman without|(light rail|metro|train)$"
+    r"skin tone|o.clock|-thirty|oncoming|\bface\b|moon(?!cake| viewing)|sun behind|clinking|with (flash|arrow|wings|yen|pen|key"
+    r"|decorative|rain|lightning|snow|slash|collar)|medal|globe showing|volume|(low|high|raised)"
+    r"|bookmark|(green|blue|orange) book|closed umbrella|hourglass not|tilted right|woman.s (clothes|hat)"
+    r"|mount fuji|snowman without|(light rail|metro|train)$"
     r"|railway car|locomotive|tram car|open file|index dividers|tray|unlocked|baby chick|hatching|two-hump|poodle|ewe|ox$"
     r"|(Japanese|love) (post|hotel)|derelict|with garden|chart increasing with|card file|spiral calendar|tear-off"
     r"|round pushpin|fork and knife with|beer mugs|video game|ledger|notebook with|leaf fluttering|envelope|lipstick mark"
@@ -72,8 +73,10 @@ def build_sample(pictures_uri: str) -> pa.Table:
             by_concept[picture["concept"]][picture["source"]] = picture
     complete = [drawings for drawings in by_concept.values() if len(drawings) == len(artists)]
     if len(complete) < 20:
-        raise BadInputError(f"{pictures_uri} has {len(complete)} concepts drawn by all of {', '.join(artists)}; expected hundreds")
-    rows = []
+        raise BadInputError(
+            f"{pictures_uri} has {len(complete)} concepts drawn by all of {', '.join(artists)}; expected hundreds"
+        )
+    rows: list[dict[str, Any]] = []
     for drawings in _in_turn_by_topic(complete):
         size = sum(len(picture["image"]) for picture in drawings.values())
         if sum(len(row["image"]) for row in rows) + size > MAX_PICTURE_BYTES:

@@ -32,7 +32,9 @@ def serving_sample(port: int = 0) -> Iterator[str]:
     except (OSError, OverflowError) as error:
         taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
         why = "something else listens there" if taken else str(error)
-        raise BadInputError(f"cannot serve the sample on {HOST}:{port}: {why}; choose another port, or 0 for a free one") from error
+        raise BadInputError(
+            f"cannot serve the sample on {HOST}:{port}: {why}; choose another port, or 0 for a free one"
+        ) from error
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
@@ -71,7 +73,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         elif path == "/oversized.webp":
             self._answer(b"", announced=10**12)
         elif path == "/bomb.png":
-            self._answer(_png_header(60_000, 60_000), content_type="image/png")
+            self._answer(_claiming_png(60_000, 60_000), content_type="image/png")
         elif path == "/loop":
             self._redirect("/loop")
         elif path == "/inside":
@@ -105,7 +107,8 @@ def _split(path: str) -> tuple[str, str]:
     return (found[1] or "", found[2]) if found else ("-", "")
 
 
-def _png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds nothing."""
-    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+def _claiming_png(width: int, height: int) -> bytes:
+    """A small PNG that claims to be large."""
+    chunks = [b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(b"\0"), b"IEND"]
+    framed = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
