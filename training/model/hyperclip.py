@@ -49,7 +49,7 @@ class HyperClipConfig:
 
 
 class HyperClip(nn.Module):
-    """Anatomy: `image_encoder`, `text_encoder`, `hypernetwork`, `log_scale`, `logit_bias`."""
+    """Anatomy: `image_encoder`, `text_encoder`, `hypernetwork`, `log_scale`, `bias`."""
 
     def __init__(self, config: HyperClipConfig) -> None:
         super().__init__()
@@ -58,8 +58,9 @@ class HyperClip(nn.Module):
         self.config = config
         self.image_encoder = ImageEncoder(config.image)
         self.text_encoder = TextEncoder(config.text)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))  # SigLIP's start: scale 10, bias -10
-        self.logit_bias = nn.Parameter(torch.tensor(-10.0))
+        # SigLIP's start: scale 10, bias -10.  One element, not none: DeepSpeed cannot broadcast a scalar
+        self.log_scale = nn.Parameter(torch.full((1,), math.log(10.0)))
+        self.bias = nn.Parameter(torch.full((1,), -10.0))
         # last, so that the same seed gives the twin the same weights
         self.hypernetwork = (
             Hypernetwork(config.hypernetwork, embed_dim=config.text.embed_dim, num_values=self.image_encoder.layout.num_values)
@@ -70,7 +71,12 @@ class HyperClip(nn.Module):
     @property
     def logit_scale(self) -> Tensor:
         """() the scale itself, already exponentiated."""
-        return self.log_scale.exp()
+        return self.log_scale.exp()[0]
+
+    @property
+    def logit_bias(self) -> Tensor:
+        """() added to every logit."""
+        return self.bias[0]
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """(T, L) int64 -> (T, D) unit vectors."""
