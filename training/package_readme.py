@@ -1,0 +1,64 @@
+"""The README inside an edge package: its code runs as it stands, and a test runs it."""
+
+from training.parity import ParityCertificate
+
+USAGE = """\
+import json, sys
+import numpy as np, onnxruntime
+from PIL import Image
+
+prep, labels = json.load(open("preprocess.json")), json.load(open("labels.json", encoding="utf-8"))["labels"]
+picture = Image.open(sys.argv[1]).convert("RGBA")
+picture = Image.alpha_composite(Image.new("RGBA", picture.size, (*prep["background"], 255)), picture).convert("RGB")
+left, top = (picture.width - min(picture.size)) / 2, (picture.height - min(picture.size)) / 2
+box = (left, top, picture.width - left, picture.height - top)
+picture = picture.resize((prep["image_size"],) * 2, Image.Resampling.BICUBIC, box=box)
+pixels = (np.asarray(picture, np.float32) / 255 - np.float32(prep["mean"])) / np.float32(prep["std"])
+scores, match, _ = onnxruntime.InferenceSession("model.onnx").run(None, {"images": pixels.transpose(2, 0, 1)[None]})
+for i in (-scores[0]).argsort()[:5]:
+    print(f"{labels[i]}  score {scores[0, i]:.3f}  match {match[0, i]:.3f}")
+"""
+
+_TEXT = """\
+# An image classifier for {num_labels:,} label{s}
+
+`model.onnx` is a plain network: no text encoder, no hypernetwork, no code of its own. With `pip install onnxruntime pillow`:
+
+```python
+{usage}```
+
+Save it as `classify.py` in this folder and run `python classify.py picture.jpg`.
+
+| file | what it is |
+|---|---|
+| `model.onnx` | input `images` (N, 3, {size}, {size}) float32, any N; its metadata repeats labels and preprocessing |
+| `labels.json` | the labels in the order of the scores, and the model they were made with |
+| `preprocess.json` | from a picture to `images` |
+| `certificate.json` | how closely `model.onnx` follows the model it was made from |
+
+| output | shape | meaning |
+|---|---|---|
+| `scores` | (N, {num_labels}) | softmax: how the labels share the picture; a row sums to one |
+| `match` | (N, {num_labels}) | sigmoid: each label for itself; low everywhere means "none of these" |
+| `image_features` | (N, {dim}) | unit vectors, comparable within this package only |
+
+Largest difference from the model over {num_inputs} inputs: scores {scores:.1e}, match {match:.1e}, features {features:.1e}.
+Made from model `{digest}`; SHA-256 of `model.onnx`: `{sha256}`.
+"""
+
+
+def package_readme(certificate: ParityCertificate, *, image_size: int, embed_dim: int) -> str:
+    difference = certificate.max_abs_difference["onnx_vs_functional"]
+    return _TEXT.format(
+        usage=USAGE,
+        num_labels=certificate.num_labels,
+        s="" if certificate.num_labels == 1 else "s",
+        size=image_size,
+        dim=embed_dim,
+        num_inputs=certificate.num_random_inputs + certificate.num_pictures,
+        scores=difference.scores,
+        match=difference.match,
+        features=difference.image_features,
+        digest=certificate.bundle_digest[:12],
+        sha256=certificate.model_sha256,
+    )
