@@ -17,6 +17,8 @@ from infra.errors import BadInputError
 
 CANDIDATE = "candidate"
 CHAMPION = "champion"
+_PAST_CHAMPIONS = "past_champions"
+_MAX_PAST_CHAMPIONS = 100  # a tag of MLflow holds 5,000 characters
 # MLflow's codes for a thing that is not there; an alias that is not there counts as an invalid value
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
@@ -147,23 +149,35 @@ class Tracker:
         chosen = self.version(name, version)
         present = self.version_of(name, CHAMPION)
         if present and present.version != chosen.version:
-            self._client.set_model_version_tag(name, chosen.version, "previous_champion", present.version)
+            self._set_past_champions(name, [*self._past_champions(name), present.version])
         self._client.set_registered_model_alias(name, CHAMPION, chosen.version)
         return chosen
 
     def rollback(self, name: str) -> ModelVersion:
-        """Point `champion` back at the version before.
+        """Point `champion` back at the version before; a version deleted since is passed over.
 
         Raises:
             BadInputError: there is no champion, or none before it.
         """
         present = self.version(name, CHAMPION)
-        tags = self._client.get_model_version(name, present.version).tags
-        if "previous_champion" not in tags:
+        past = self._past_champions(name)
+        known = {str(v.version) for v in self._client.search_model_versions(f"name = '{name}'")}
+        # a promotion or rollback cut off between its two writes leaves the present champion on top
+        while past and (past[-1] == present.version or past[-1] not in known):
+            past.pop()
+        if not past:
             raise BadInputError(f"model {name!r} version {present.version} is the first champion: there is none to go back to")
-        previous = self.version(name, tags["previous_champion"])
+        previous = self.version(name, past.pop())
         self._client.set_registered_model_alias(name, CHAMPION, previous.version)
+        self._set_past_champions(name, past)
         return previous
+
+    def _past_champions(self, name: str) -> list[str]:
+        """Versions that were the champion before the present one, oldest first."""
+        return [v for v in self._client.get_registered_model(name).tags.get(_PAST_CHAMPIONS, "").split(",") if v]
+
+    def _set_past_champions(self, name: str, versions: list[str]) -> None:
+        self._client.set_registered_model_tag(name, _PAST_CHAMPIONS, ",".join(versions[-_MAX_PAST_CHAMPIONS:]))
 
     def set_version_metrics(self, version: ModelVersion, metrics: Mapping[str, float]) -> None:
         for key, value in metrics.items():

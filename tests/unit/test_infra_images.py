@@ -1,0 +1,172 @@
+"""The only decoder: three formats, header first, nothing allocated for a picture that is too large."""
+
+import io
+import struct
+import tracemalloc
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from infra.images import ImageError, ImageInfo, decode, decode_rgb, probe
+
+
+def picture(mode: str = "RGB", size: tuple[int, int] = (40, 32)) -> Image.Image:
+    """A smooth picture, so that lossy formats stay close to it."""
+    x, y = np.meshgrid(np.linspace(0, 255, size[0]), np.linspace(0, 255, size[1]))
+    return Image.fromarray(np.stack([x, y, 255 - x], axis=2).astype(np.uint8)).convert(mode)
+
+
+def encode(image: Image.Image, file_format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+
+
+def webp_claiming(width: int, height: int) -> bytes:
+    canvas = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    body = b"WEBP" + b"VP8X" + struct.pack("<I", 10) + bytes(4) + canvas
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "tolerance"),
+    [
+        ("jpeg", {"quality": 95, "subsampling": 0}, 8),  # lossy: 8 of 255 is what quality 95 leaves on a smooth picture
+        ("png", {}, 0),
+        ("webp", {"lossless": True}, 0),
+        ("webp", {"quality": 95}, 12),  # lossy, and its colours are halved in size
+    ],
+)
+def test_a_picture_survives_the_round_trip(name: str, options: dict[str, Any], tolerance: int) -> None:
+    data = encode(picture(), name.upper(), **options)
+    assert probe(data) == ImageInfo(name, 40, 32)  # type: ignore[arg-type]
+    pixels = decode(data)
+    assert pixels.shape == (32, 40, 3)
+    assert pixels.dtype == np.uint8
+    assert pixels.flags.writeable
+    assert np.abs(pixels.astype(int) - np.asarray(picture()).astype(int)).max() <= tolerance
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P"])
+def test_grey_and_palette_become_rgb(mode: str) -> None:
+    expected = np.asarray(picture(mode).convert("RGB"))
+    np.testing.assert_array_equal(decode(encode(picture(mode), "PNG")), expected)
+
+
+def test_transparency_is_kept_by_decode_and_laid_over_the_background_by_decode_rgb() -> None:
+    pixels = np.zeros((1, 3, 4), dtype=np.uint8)
+    pixels[0, :, 0] = 200
+    pixels[0, :, 3] = [255, 128, 0]
+    data = encode(Image.fromarray(pixels), "PNG")
+    np.testing.assert_array_equal(decode(data), pixels)
+    np.testing.assert_array_equal(decode_rgb(data)[0], [[200, 0, 0], [227, 127, 127], [255, 255, 255]])
+    np.testing.assert_array_equal(decode_rgb(data, background=(0, 0, 0))[0], [[200, 0, 0], [100, 0, 0], [0, 0, 0]])
+
+
+def test_a_cmyk_jpeg_has_the_colours_pillow_sees() -> None:
+    data = encode(picture("CMYK"), "JPEG", quality=95)
+    np.testing.assert_array_equal(decode(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
+    values = np.array([[0, 256, 32768, 65535]], dtype=np.uint16)
+    np.testing.assert_array_equal(decode(encode(Image.fromarray(values), "PNG"))[0, :, 0], [0, 1, 128, 255])
+
+
+def test_a_phones_multi_picture_jpeg_is_a_jpeg_and_gives_its_first() -> None:
+    data = encode(picture(), "MPO", quality=95, save_all=True, append_images=[Image.new("RGB", (8, 8))])
+    assert probe(data) == ImageInfo("jpeg", 40, 32)
+    assert decode(data).shape == (32, 40, 3)
+
+
+@pytest.mark.parametrize("name", ["WEBP", "PNG"])
+def test_an_animation_gives_its_first_frame(name: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    data = encode(frames[0], name, save_all=True, append_images=frames[1:], lossless=True)
+    pixels = decode_rgb(data)
+    assert pixels.shape == (8, 8, 3)
+    assert (pixels == (255, 0, 0)).all()
+
+
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+def test_a_picture_that_ends_early_is_truncated(name: str, share: float) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    data = encode(noise, name)
+    with pytest.raises(ImageError) as caught:
+        decode(data[: int(share * len(data))])
+    assert caught.value.reason == "truncated"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"Not found\n",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        encode(picture(), "GIF"),
+        encode(picture(), "TIFF"),
+        bytes(999),
+    ],
+    ids=["empty", "text", "svg", "gif", "tiff", "zeros"],
+)
+def test_everything_else_is_no_picture(data: bytes) -> None:
+    with pytest.raises(ImageError) as caught:
+        probe(data)
+    assert caught.value.reason == "not_an_image"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [png_claiming(30_000, 30_000), png_claiming(9_000, 9_000), webp_claiming(16_000, 16_000)],
+    ids=["png over Pillow's bound", "png over ours only", "webp"],
+)
+def test_a_header_claiming_too_much_is_refused_without_allocating(data: bytes) -> None:
+    tracemalloc.start()
+    try:
+        for read in (probe, decode):
+            with pytest.raises(ImageError) as caught:
+                read(data)
+            assert caught.value.reason == "too_many_pixels"
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000  # bytes: a refusal needs the header only
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_bound_is_the_callers() -> None:
+    data = encode(picture(), "PNG")
+    assert probe(data, max_pixels=40 * 32).width == 40
+    with pytest.raises(ImageError, match=r"40 x 32 pixels, more than the 1,279 allowed"):
+        decode(data, max_pixels=40 * 32 - 1)
+
+
+def test_a_webp_header_is_read_as_libwebp_reads_it() -> None:
+    for options in ({"lossless": True}, {"quality": 50}, {"lossless": True, "exif": b"Exif\0\0" + bytes(20)}):
+        data = encode(picture(size=(300, 17)), "WEBP", **options)
+        with pytest.raises(ImageError, match="300 x 17"):
+            probe(data, max_pixels=300 * 17 - 1)
+        assert probe(data, max_pixels=300 * 17) == ImageInfo("webp", 300, 17)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_damaged_bytes_give_pixels_or_an_image_error(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for name in ("JPEG", "PNG", "WEBP"):
+        data = np.frombuffer(encode(picture(), name), dtype=np.uint8).copy()
+        data[rng.integers(0, len(data), 8)] = rng.integers(0, 255, 8)
+        try:
+            assert decode(data.tobytes()).dtype == np.uint8
+        except ImageError as error:
+            assert error.reason in ("not_an_image", "too_many_pixels", "truncated")

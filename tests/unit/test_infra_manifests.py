@@ -1,0 +1,387 @@
+"""The deploy files, as far as they can be held to account without a cluster or a Docker engine.
+
+Kubernetes' own kinds are checked against its schema.  Ray's kinds have none that ships with a package: their pods are checked
+against the schema as pods, and the rest by the security floor stated here.
+"""
+
+import re
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import ray
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+ROOT = Path(__file__).parents[2]
+KUBERAY = ROOT / "infra/kuberay"
+COMPOSE = ROOT / "infra/mlflow/compose.yaml"
+KUBERNETES_VERSION = "1.34"
+LOCK = dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().split())
+DOCKERFILES = [*sorted((ROOT / "infra/docker").glob("*.Dockerfile")), ROOT / "infra/mlflow/Dockerfile"]
+PINNED = re.compile(r"^[\w./-]+:v?\d+\.\d+[\w.-]*$")
+
+
+def documents() -> list[dict[str, Any]]:
+    return [
+        document
+        for path in sorted(KUBERAY.glob("*.yaml"))
+        if path.name not in ("kustomization.yaml", "run.yaml")
+        for document in yaml.safe_load_all(path.read_text())
+    ]
+
+
+def ray_objects() -> list[dict[str, Any]]:
+    return [document for document in documents() if document["apiVersion"] == "ray.io/v1"]
+
+
+def cluster_spec(document: dict[str, Any]) -> dict[str, Any]:
+    spec = document["spec"]
+    return {"RayCluster": spec, "RayJob": spec.get("rayClusterSpec"), "RayService": spec.get("rayClusterConfig")}[
+        document["kind"]
+    ]
+
+
+def pod_templates(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    cluster = cluster_spec(document)
+    yield "head", cluster["headGroupSpec"]["template"]
+    for group in cluster["workerGroupSpecs"]:
+        yield group["groupName"], group["template"]
+    if "submitterPodTemplate" in document["spec"]:
+        yield "submitter", document["spec"]["submitterPodTemplate"]
+
+
+def by_kind(document: dict[str, Any]) -> str:
+    return str(document["kind"])
+
+
+def find(node: Any, key: str) -> Iterator[Any]:
+    """Every value under a key, however deep."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            if name == key:
+                yield value
+            yield from find(value, key)
+    elif isinstance(node, list):
+        for value in node:
+            yield from find(value, key)
+
+
+# ---- Kubernetes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("document", [d for d in documents() if d["apiVersion"] != "ray.io/v1"], ids=by_kind)
+def test_kubernetes_own_kinds_fit_its_schema(document: dict[str, Any]) -> None:
+    kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
+
+
+@pytest.mark.parametrize("document", ray_objects(), ids=by_kind)
+def test_the_pods_of_rays_kinds_fit_the_schema_of_pods(document: dict[str, Any]) -> None:
+    for name, template in pod_templates(document):
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name, **template.get("metadata", {})},
+            "spec": template["spec"],
+        }
+        kubernetes_validate.validate(pod, KUBERNETES_VERSION, strict=True)
+
+
+@pytest.mark.parametrize("document", ray_objects(), ids=by_kind)
+def test_ray_is_the_installed_version_and_asks_for_a_token(document: dict[str, Any]) -> None:
+    cluster = cluster_spec(document)
+    assert cluster["rayVersion"] == ray.__version__ == LOCK["ray"]
+    assert cluster["authOptions"] == {"mode": "token"}
+
+
+@pytest.mark.parametrize("document", ray_objects(), ids=by_kind)
+def test_every_container_runs_without_privileges(document: dict[str, Any]) -> None:
+    contexts = [
+        container["securityContext"]
+        for _, template in pod_templates(document)
+        for container in [*template["spec"]["containers"], *template["spec"].get("initContainers", [])]
+    ]
+    for context in [*contexts, cluster_spec(document)["autoscalerOptions"]["securityContext"]]:
+        assert context["runAsNonRoot"] is True
+        assert context["runAsUser"] == 1000  # the user of our images: a name alone cannot be checked by the kubelet
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+    for key in ("hostNetwork", "hostPID", "hostIPC", "hostPath", "privileged"):
+        assert list(find(document, key)) == []
+
+
+@pytest.mark.parametrize("document", ray_objects(), ids=by_kind)
+def test_every_container_has_requests_and_equal_memory_limits(document: dict[str, Any]) -> None:
+    for _, template in pod_templates(document):
+        for container in template["spec"]["containers"]:
+            resources = container["resources"]
+            # Ray divides what the limit says; a smaller request would let the node run out of memory under it
+            assert resources["requests"]["memory"] == resources["limits"]["memory"]
+            assert "cpu" in resources["requests"]
+
+
+@pytest.mark.parametrize("document", ray_objects(), ids=by_kind)
+def test_worker_groups_scale_between_bounds_and_gpus_are_limited(document: dict[str, Any]) -> None:
+    cluster = cluster_spec(document)
+    assert cluster["enableInTreeAutoscaling"] is True
+    groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
+    for group in groups.values():
+        assert 0 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+        assert group["minReplicas"] < group["maxReplicas"]
+    if document["kind"] != "RayService":
+        assert groups.keys() == {"cpu", "gpu"}
+        for name, limit in (("cpu", None), ("gpu", "1")):
+            limits = groups[name]["template"]["spec"]["containers"][0]["resources"]["limits"]
+            assert limits.get("nvidia.com/gpu") == limit
+
+
+def test_secrets_come_by_reference_only() -> None:
+    for document in ray_objects():
+        variables = [variable for env in find(document, "env") for variable in env]
+        assert {"MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY"} <= {variable["name"] for variable in variables}
+        for variable in variables:
+            if re.search("KEY|PASSWORD|TOKEN|SECRET|USERNAME", variable["name"]):
+                assert variable.keys() == {"name", "valueFrom"}
+                assert variable["valueFrom"].keys() == {"secretKeyRef"}
+    assert [document for document in documents() if document["kind"] == "Secret"] == []
+
+
+def test_images_are_pinned_and_named_in_the_kustomization() -> None:
+    images = {image for document in ray_objects() for image in find(document, "image")}
+    assert all(PINNED.match(image) for image in images), images
+    kustomization = yaml.safe_load((KUBERAY / "kustomization.yaml").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert {f"{entry['name']}:{entry['newTag']}" for entry in kustomization["images"]} == images
+    assert {entry["newTag"] for entry in kustomization["images"]} == {project}
+
+
+def test_the_network_policy_opens_rays_ports_to_nobody_outside() -> None:
+    (policy,) = [document for document in documents() if document["kind"] == "NetworkPolicy"]
+    assert policy["spec"]["podSelector"] == {"matchLabels": {"ray.io/is-ray-node": "yes"}}
+    assert "Ingress" in policy["spec"]["policyTypes"]
+    for rule in policy["spec"]["ingress"]:
+        assert rule["from"], "an empty `from` lets everybody in"
+        ports = {entry["port"] for entry in rule.get("ports", [])}
+        for peer in rule["from"]:
+            operator = peer.get("podSelector", {}).get("matchLabels", {}) == {"app.kubernetes.io/name": "kuberay-operator"}
+            if "namespaceSelector" in peer:  # from another namespace
+                assert peer["namespaceSelector"], "an empty selector is every namespace"
+                assert ports
+                assert not ports & {6379, 10001}
+                assert 8265 not in ports or operator
+            else:
+                assert peer["podSelector"]["matchLabels"]
+    (web,) = [
+        peer["ipBlock"] for rule in policy["spec"]["egress"] for peer in rule["to"] if peer.get("ipBlock", {}).get("except")
+    ]
+    assert web["except"] == ["169.254.0.0/16"]
+
+
+def test_the_namespace_refuses_privileged_pods() -> None:
+    (namespace,) = [document for document in documents() if document["kind"] == "Namespace"]
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def test_the_job_runs_the_configuration_that_is_mounted() -> None:
+    (job,) = [document for document in documents() if document["kind"] == "RayJob"]
+    assert job["spec"]["entrypoint"] == "hyperclip run /etc/hyperclip/run.yaml"
+    head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]  # the driver runs there
+    (volume,) = [volume for volume in head["volumes"] if "configMap" in volume]
+    (mount,) = [mount for mount in head["containers"][0]["volumeMounts"] if mount["name"] == volume["name"]]
+    assert mount["mountPath"] == "/etc/hyperclip"
+    (generator,) = yaml.safe_load((KUBERAY / "kustomization.yaml").read_text())["configMapGenerator"]
+    assert generator["name"] == volume["configMap"]["name"]
+    assert generator["options"]["disableNameSuffixHash"] is True
+    assert generator["files"] == ["run.yaml"]
+    assert yaml.safe_load((KUBERAY / "run.yaml").read_text())["cluster"]["address"] == "auto"
+
+
+def test_the_service_deploys_three_parts_that_scale_apart() -> None:
+    (service,) = [document for document in documents() if document["kind"] == "RayService"]
+    config = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
+    assert config.http_options.port == 8000
+    (application,) = config.applications
+    assert application.import_path == "serving.app:build_application"
+    assert application.args.keys() == {"tracking", "model_name", "alias"}
+    assert [deployment.name for deployment in application.deployments] == ["Ingress", "Hypernetwork", "ImageEncoder"]
+    for deployment in application.deployments:
+        scaling = deployment.autoscaling_config
+        assert isinstance(scaling, dict)
+        assert 1 <= scaling["min_replicas"] < scaling["max_replicas"]
+        assert scaling["target_ongoing_requests"] > 0
+    head_ports = service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"]
+    assert {"name": "serve", "containerPort": 8000} in head_ports
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+def test_kustomize_puts_one_tag_and_one_namespace_everywhere(tmp_path: Path) -> None:
+    folder = tmp_path / "kuberay"
+    shutil.copytree(KUBERAY, folder)
+    kustomization = folder / "kustomization.yaml"
+    kustomization.write_text(kustomization.read_text().replace("newTag: 0.1.0", "newTag: 9.9.9"))
+    built = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=True).stdout
+    objects = list(yaml.safe_load_all(built))
+    images = {image for document in objects for image in find(document, "image")}
+    assert images
+    assert all(image.endswith(":9.9.9") for image in images)
+    assert all("app.kubernetes.io/component" in document["metadata"]["labels"] for document in objects)
+    assert {d["metadata"].get("namespace") for d in objects if d["kind"] != "Namespace"} == {"hyperclip"}
+
+
+# ---- Docker ----------------------------------------------------------------------------------------------------------
+
+
+def instructions(path: Path) -> list[tuple[str, str]]:
+    """(INSTRUCTION, arguments) of a Dockerfile, continued lines joined."""
+    text = re.sub(r"\\\n", " ", "\n".join(line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")))
+    pairs = [line.split(maxsplit=1) for line in text.splitlines() if line.strip()]
+    return [(name, arguments) for name, arguments in pairs]
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_an_image_is_pinned_unprivileged_and_without_secrets(path: Path) -> None:
+    found = instructions(path)
+    assert {name for name, _ in found} <= {
+        "FROM",
+        "RUN",
+        "ENV",
+        "WORKDIR",
+        "ARG",
+        "COPY",
+        "USER",
+        "EXPOSE",
+        "HEALTHCHECK",
+        "CMD",
+    }
+    (base,) = [arguments for name, arguments in found if name == "FROM"]
+    assert re.fullmatch(r"python:3\.11\.\d+-slim-\w+", base)
+    users = [arguments for name, arguments in found if name == "USER"]
+    assert users == ["1000:1000"]
+    assert all(name != "RUN" for name, _ in found[[name for name, _ in found].index("USER") :])
+    text = path.read_text()
+    assert not re.search(r"(PASSWORD|SECRET|TOKEN|ACCESS_KEY)\w*\s*=", text)
+    assert "latest" not in text
+    for name, version in re.findall(r"([\w-]+)(?:\[\w+\])?==([\d.]+)", text):
+        # what the lock does not hold is pinned all the same, by being written with its version
+        assert LOCK.get(name, version) == version, f"{path.name} has {name} {version}, the lock {LOCK[name]}"
+
+
+@pytest.mark.parametrize(("room", "extras"), [("data", "data"), ("train", "data,train"), ("serve", "serve")])
+def test_an_image_installs_its_rooms_extra_under_the_lock(room: str, extras: str) -> None:
+    (install,) = [
+        arguments for name, arguments in instructions(ROOT / f"infra/docker/{room}.Dockerfile") if "--editable" in arguments
+    ]
+    assert f"--editable '.[{extras}]'" in install
+    assert "--constraint requirements.lock" in install
+    assert "--compile" in install
+
+
+def test_the_object_store_driver_fits_the_locked_fsspec() -> None:
+    for path in DOCKERFILES[:-1]:
+        (version,) = re.findall(r"s3fs==([\d.]+)", path.read_text())
+        assert version == LOCK["fsspec"]  # each s3fs requires the fsspec of the same number
+
+
+def test_what_kuberay_needs_of_an_image_is_there() -> None:
+    for room in ("data", "train", "serve"):
+        text = (ROOT / f"infra/docker/{room}.Dockerfile").read_text()
+        assert "wget" in text  # its probes
+        assert "RAY_AUTH_MODE=token" in text
+        assert "venv" not in text  # it starts Ray from a login shell, where only /usr/local/bin is sure to be on PATH
+    assert "HEALTHCHECK" in (ROOT / "infra/docker/serve.Dockerfile").read_text()
+
+
+def test_the_builder_is_sent_no_more_than_it_needs() -> None:
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    allowed = [line for line in lines if line and not line.startswith("#")]
+    assert allowed[0] == "*"  # all is out, then some is let in: a new folder is never sent by accident
+    assert "**/.env" in allowed
+    copied = {
+        source
+        for path in DOCKERFILES
+        for name, arguments in instructions(path)
+        if name == "COPY"
+        for source in arguments.split()[:-1]
+    }
+    assert all((ROOT / source).exists() for source in copied)
+    assert all(f"!{source}" in allowed for source in copied), copied
+
+
+# ---- MLflow ----------------------------------------------------------------------------------------------------------
+
+
+def compose() -> dict[str, Any]:
+    loaded = yaml.safe_load(COMPOSE.read_text())
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def test_mlflow_asks_for_a_login_and_listens_on_loopback_only() -> None:
+    services = compose()["services"]
+    assert "--app-name=basic-auth" in services["mlflow"]["command"]
+    assert services["mlflow"]["ports"] == ["127.0.0.1:${MLFLOW_PORT:-5000}:5000"]
+    assert "ports" not in services["postgres"]
+    assert compose()["networks"]["back"] == {"internal": True}
+    assert f"mlflow[auth]=={LOCK['mlflow']}" in (ROOT / "infra/mlflow/Dockerfile").read_text()
+    for service in services.values():
+        assert service["healthcheck"]["test"]
+        assert PINNED.match(service["image"])
+
+
+def test_mlflow_does_not_start_without_its_secrets() -> None:
+    secrets = {
+        name: value
+        for service in compose()["services"].values()
+        for name, value in service["environment"].items()
+        if re.search("PASSWORD|SECRET", name) and value is not None  # null passes on what the user has set, if anything
+    }
+    assert secrets.keys() == {"MLFLOW_FLASK_SERVER_SECRET_KEY", "MLFLOW_AUTH_ADMIN_PASSWORD", "PGPASSWORD", "POSTGRES_PASSWORD"}
+    for value in secrets.values():
+        assert re.fullmatch(r"\$\{\w+:\?[^}]+\}", value)  # `:?` refuses an unset and an empty variable
+
+
+def test_the_example_environment_works_for_nobody() -> None:
+    required = set(re.findall(r"\$\{(\w+):\?", COMPOSE.read_text()))
+    lines = (ROOT / "infra/mlflow/.env.example").read_text().splitlines()
+    given = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    assert given.keys() == required
+    assert set(given.values()) == {""}
+    assert ".env" in (ROOT / "infra/mlflow/.gitignore").read_text().split()
+
+
+def test_no_password_stands_in_mlflows_own_settings() -> None:
+    text = (ROOT / "infra/mlflow/basic_auth.ini").read_text() + COMPOSE.read_text()
+    assert "admin_password =" not in text
+    for user_info in re.findall(r"://([^/@\s]+)@", text):
+        assert ":" not in user_info
+
+
+def compose_config(environment: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
+    empty = folder / "empty.env"  # a developer's own .env must not decide
+    empty.touch()
+    command = ["docker", "compose", "--env-file", str(empty), "--file", str(COMPOSE), "config", "--quiet"]
+    path = {"PATH": str(Path(shutil.which("docker") or "").parent), "HOME": str(folder)}
+    return subprocess.run(command, env=path | environment, capture_output=True, text=True, check=False)
+
+
+def has_compose() -> bool:
+    docker = shutil.which("docker")
+    return (
+        docker is not None and subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode == 0
+    )
+
+
+@pytest.mark.skipif(not has_compose(), reason="docker compose is not installed")
+def test_compose_itself_refuses_and_accepts(tmp_path: Path) -> None:
+    secrets = {"POSTGRES_PASSWORD": "a", "MLFLOW_AUTH_ADMIN_PASSWORD": "b", "MLFLOW_FLASK_SERVER_SECRET_KEY": "c"}
+    assert compose_config(secrets, tmp_path).returncode == 0
+    for name in secrets:
+        refused = compose_config({**secrets, name: ""}, tmp_path)
+        assert refused.returncode != 0
+        assert name in refused.stderr

@@ -1,0 +1,149 @@
+"""Storage: whole objects or none, the same on a folder and on an object store."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from infra import storage
+from infra.config import StrictModel
+from infra.errors import BadInputError, CorruptArtefactError
+
+
+@pytest.fixture(params=["folder", "file", "memory"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A fresh place on each backend; `memory` stands for an object store."""
+    if request.param == "memory":
+        uri = f"memory://{uuid.uuid4().hex}"
+        yield uri
+        fsspec.filesystem("memory").store.clear()
+    else:
+        yield str(tmp_path) if request.param == "folder" else tmp_path.as_uri()
+
+
+def test_what_is_written_is_read_back(root: str) -> None:
+    uri = storage.join(root, "deep", "down", "a.bin")
+    assert not storage.exists(uri)
+    storage.write_atomic(uri, b"0123456789")
+    assert storage.exists(uri)
+    assert storage.size(uri) == 10
+    assert storage.read_bytes(uri) == b"0123456789"
+    assert storage.sha256(uri) == "84d89877f0d4041efb6bf91a16f0248f2fd573e6af05c19f96bedb9f882f7882"
+    with storage.open_read(uri) as file:
+        file.seek(8)
+        assert file.read() == b"89"
+
+
+def test_text_is_written_as_utf8_and_an_object_is_replaced(root: str) -> None:
+    uri = storage.join(root, "a.txt")
+    storage.write_atomic(uri, "first, and longer")
+    storage.write_atomic(uri, "ü")
+    assert storage.read_bytes(uri) == "ü".encode()
+
+
+@pytest.mark.parametrize(("start", "end", "expected"), [(0, 3, b"012"), (3, 7, b"3456"), (7, 10, b"789"), (4, 4, b"")])
+def test_a_range_is_half_open(root: str, start: int, end: int, expected: bytes) -> None:
+    uri = storage.join(root, "a.bin")
+    storage.write_atomic(uri, b"0123456789")
+    assert storage.read_range(uri, start, end) == expected
+
+
+def test_listing_gives_the_files_of_one_folder_in_order(root: str) -> None:
+    for name in ["b.tar", "a.tar", "a.json", "deeper/c.tar", ".hidden.tar"]:
+        storage.write_atomic(storage.join(root, "shards", name), b"x")
+    folder = storage.join(root, "shards")
+    assert storage.list_files(folder, suffix=".tar") == [storage.join(folder, "a.tar"), storage.join(folder, "b.tar")]
+    assert len(storage.list_files(folder)) == 3
+    assert [storage.read_bytes(uri) for uri in storage.list_files(folder)] == [b"x"] * 3
+    assert storage.list_files(storage.join(root, "nowhere")) == []
+
+
+def test_removing_takes_all_and_an_absent_one_is_no_error(root: str) -> None:
+    uri = storage.join(root, "step", "a.bin")
+    storage.write_atomic(uri, b"x")
+    storage.remove(storage.join(root, "step"))
+    storage.remove(storage.join(root, "step"))
+    assert not storage.exists(uri)
+
+
+def test_reading_what_is_not_there_says_so(root: str) -> None:
+    with pytest.raises(BadInputError, match=r"nothing\.json does not exist"):
+        storage.read_bytes(storage.join(root, "nothing.json"))
+
+
+def test_a_local_path_is_given_for_local_uris_only(tmp_path: Path) -> None:
+    assert storage.local_path(f"{tmp_path.as_uri()}/a") == tmp_path / "a"
+    assert storage.is_local(str(tmp_path))
+    assert not storage.is_local("memory://a")
+    with pytest.raises(BadInputError, match="needs a local path"):
+        storage.local_path("memory://a")
+
+
+def test_an_unknown_protocol_is_refused() -> None:
+    with pytest.raises(BadInputError, match="no storage for 'nonsense://a'"):
+        storage.exists("nonsense://a")
+
+
+DYING_WRITER = """
+    import os, sys
+    from infra import storage
+    os.fsync = lambda descriptor: os._exit(9)  # the machine goes away with the bytes written and the object not yet published
+    storage.write_atomic(sys.argv[1], b"new" * 1000)
+"""
+
+
+@pytest.mark.parametrize("before", [None, b"old"])
+def test_a_writer_that_dies_leaves_what_was_there_before(before: bytes | None, tmp_path: Path) -> None:
+    target = tmp_path / "manifest.json"
+    if before is not None:
+        target.write_bytes(before)
+    died = subprocess.run([sys.executable, "-c", textwrap.dedent(DYING_WRITER), str(target)], check=False)
+    assert died.returncode == 9
+    assert (target.read_bytes() if target.exists() else None) == before
+    assert storage.list_files(str(tmp_path)) == ([str(target)] if before else [])  # the remains are not listed
+
+
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        storage.write_atomic(str(tmp_path / "a.bin"), b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Note(StrictModel):
+    schema_version: int = 1
+    text: str
+
+
+def test_a_model_is_read_back_and_damage_is_named(root: str) -> None:
+    uri = storage.join(root, "note.json")
+    storage.write_atomic(uri, Note(text="a").model_dump_json())
+    assert storage.read_model(uri, Note) == Note(text="a")
+    storage.write_atomic(uri, b'{"schema_version": 1, "te')
+    with pytest.raises(CorruptArtefactError, match=r"note\.json is not a valid Note"):
+        storage.read_model(uri, Note)
+
+
+def test_a_newer_artefact_is_refused_by_name(root: str) -> None:
+    uri = storage.join(root, "note.json")
+    storage.write_atomic(uri, b'{"schema_version": 3, "unknown": []}')
+    storage.check_schema_version(uri, newest=3)
+    with pytest.raises(BadInputError, match=r"note\.json has schema_version 3; .* reads up to 2"):
+        storage.check_schema_version(uri, newest=2)
+
+
+@pytest.mark.parametrize("content", [b"not json", b"[]", b"{}", b"\xff\xfe\x00"])
+def test_an_artefact_without_a_version_is_corrupt(root: str, content: bytes) -> None:
+    uri = storage.join(root, "note.json")
+    storage.write_atomic(uri, content)
+    with pytest.raises(CorruptArtefactError, match="schema_version"):
+        storage.check_schema_version(uri, newest=1)
