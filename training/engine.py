@@ -48,6 +48,7 @@ class Engine:
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=objective, optimizer=optimizer, config=deepspeed_config(config, dist.get_world_size())
         )
+        self._create_moments(optimizer_step=0)
 
     def train_batch(self, batch: LocalBatch, *, step: int, batch_number: int) -> ObjectiveOutput:
         """Forward and backward of one contrastive batch; the parameters move with the last one of an accumulation."""
@@ -104,7 +105,11 @@ class Engine:
                 buffer.copy_(state.buffers[name])
 
     def _create_moments(self, optimizer_step: int) -> None:
-        """Give a fresh optimizer the (empty) state that its first step would, so that there is something to set."""
+        """Give the optimizer the empty state that its first step would make, so that there is something to read and to set.
+
+        DeepSpeed links parameters to their moments after the first parameter group's first step, when those of the other
+        groups do not exist yet; here all exist before it links.
+        """
         inner: torch.optim.Optimizer = self._optimizer if self._config.zero_stage == 0 else self._optimizer.optimizer
         for group in inner.param_groups:
             for flat in group["params"]:
@@ -112,8 +117,8 @@ class Engine:
                     key: torch.zeros_like(flat) for key in MOMENTS
                 }
         if self._config.zero_stage > 0:
-            # DeepSpeed links parameters to their share of the moments at the first step; it has no public call for it
-            self._optimizer._lazy_init_hp_params_optimizer_state()
+            self._optimizer._hp_optimizer_states_linked = False
+            self._optimizer._lazy_init_hp_params_optimizer_state()  # there is no public call for it
 
 
 def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
