@@ -40,6 +40,9 @@ def fan_out(function: Callable[..., Result], arguments: Sequence[tuple[Any, ...]
         return
     import ray
 
+    if not ray.is_initialized():  # Ray would start a cluster of its own, without our settings
+        raise RuntimeError("fan_out needs a connection to Ray; wrap the call in infra.cluster.connected")
+
     remote: Any = ray.remote(num_cpus=config.num_cpus, max_retries=config.max_retries, retry_exceptions=[OSError])(function)
     waiting = list(reversed(arguments))
     running: list[Any] = []

@@ -160,13 +160,10 @@ def _write_shard(
             key = f"{number:0{SHARD_NAME_DIGITS}d}{place:0{len(str(config.samples_per_shard))}d}"
             record = {name: row.get(name) for name in ("row", "uid", "caption", "captions", *CARRIED)} | {"key": key}
             outcome = {"row": row["row"], "uid": row["uid"], "sha256": hashlib.sha256(image).hexdigest(), "bytes": len(image)}
-            try:
-                if len(image) > config.max_bytes:
-                    raise images.ImageError("not_an_image", f"{len(image):,} bytes, more than the {config.max_bytes:,} allowed")
-                info = images.probe(image, max_pixels=config.max_pixels)
-            except images.ImageError as error:
-                outcome |= {"state": "failed", "reason": error.reason, "detail": str(error)}
-                metas.append(record | {"status": "failed_to_download", "error_message": str(error)})
+            info, reason, detail = _probe(image, config)
+            if info is None:
+                outcome |= {"state": "failed", "reason": reason, "detail": detail}
+                metas.append(record | {"status": "failed_to_download", "error_message": f"[{reason}] {detail}"})
             else:
                 writer.write({"__key__": key, images.SUFFIXES[info.format]: image, "json": json.dumps(record).encode()})
                 size = {"width": info.width, "height": info.height}
@@ -190,6 +187,16 @@ def _write_shard(
     storage.write_atomic(storage.join(output_uri, folder, f"{name}_stats.json"), json.dumps(stats, indent=1))
     shard = RawShard(path=path, samples=successes, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
     return shard, outcomes
+
+
+def _probe(image: bytes, config: ImportConfig) -> tuple[images.ImageInfo | None, str | None, str | None]:
+    """Format and size, or the word and the message for why there are none."""
+    if len(image) > config.max_bytes:
+        return None, "too_large", f"{len(image):,} bytes, more than the {config.max_bytes:,} allowed"
+    try:
+        return images.probe(image, max_pixels=config.max_pixels), None, None
+    except images.ImageError as error:
+        return None, error.reason, str(error)
 
 
 def _write_parquet(table: pa.Table, uri: str) -> None:

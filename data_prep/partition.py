@@ -10,7 +10,6 @@ import io
 import json
 import logging
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -26,17 +25,19 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from data_prep.accounting import require_all_accounted
 from data_prep.fan_out import TaskConfig
 from data_prep.fetch_policy import FetchPolicy
-from data_prep.opener import HardenedOpener, RequestRecord, installed
-from data_prep.raw import OUTCOME_SCHEMA, RawShard, scan_tar
-from infra import images, storage
+from data_prep.opener import HardenedOpener, installed
+from data_prep.outcomes import collect_outcomes
+from data_prep.raw import OUTCOME_SCHEMA, RawShard
+from infra import storage
 from infra.config import StrictModel, content_hash
 from infra.errors import CorruptArtefactError, DataLossError
 
 logger = logging.getLogger(__name__)
 
+os.environ |= {"NO_ALBUMENTATIONS_UPDATE": "1", "WANDB_MODE": "disabled"}  # what img2dataset imports would phone home
+
 CARRIED_COLUMNS = ["row", "uid", "captions", "concept", "group", "source", "licence"]
 SHARD_NAME_DIGITS = 5
-_REASON = re.compile(r"\[(\w+)\] ")
 _WITHOUT_EFFECT = {"threads", "min_success_rate", "tasks"}
 
 
@@ -148,7 +149,9 @@ def download_partition(partition: Partition, config: DownloadConfig, *, output_u
             f"partition {partition.number}: {tryable.num_rows:,} URLs, but {len(opener.records):,} went through the opener"
         )
     shards = _read_back_shards(output_uri, folder)
-    outcomes = _outcomes(partition, shards, opener.records, output_uri=output_uri, folder=folder)
+    outcomes = collect_outcomes(
+        partition.table, shards, opener.records, output_uri=output_uri, folder=folder, max_pixels=config.policy.max_pixels
+    )
     report = _report(partition, config, shards, outcomes, seconds=time.monotonic() - started)
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(outcomes, schema=OUTCOME_SCHEMA), buffer)
@@ -166,8 +169,6 @@ def _run_img2dataset(table: pa.Table, config: DownloadConfig, *, folder: str, fi
     """Download the rows of a table into shards numbered from `first_shard`; returns the number after the last."""
     if not table.num_rows:
         return first_shard
-    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
-    os.environ["WANDB_MODE"] = "disabled"
     from img2dataset.downloader import Downloader
     from img2dataset.reader import Reader
     from img2dataset.resizer import Resizer
@@ -249,59 +250,6 @@ def _read_back_shards(output_uri: str, folder: str) -> list[RawShard]:
             RawShard(path=f"{relative}/{name}", samples=successes, bytes=storage.size(uri), sha256=storage.sha256(uri))
         )
     return shards
-
-
-def _outcomes(
-    partition: Partition, shards: list[RawShard], records: list[RequestRecord], *, output_uri: str, folder: str
-) -> list[dict[str, Any]]:
-    """One entry per row of img2dataset's parquet files, and one per row that was not tried."""
-    requests: dict[tuple[str, str | None], RequestRecord] = {}
-    for record in records:
-        requests[record.url, record.reason] = record
-    stored = {}
-    for shard in shards:
-        for sample in scan_tar(storage.join(output_uri, shard.path)):
-            info = images.probe(sample.image)  # what is stored, not what a header claimed
-            stored[sample.record["uid"]] = {
-                "shard": shard.path,
-                "key": sample.key,
-                "format": info.format,
-                "width": info.width,
-                "height": info.height,
-                "bytes": len(sample.image),
-                "sha256": hashlib.sha256(sample.image).hexdigest(),
-            }
-    outcomes: list[dict[str, Any]] = []
-    for uri in storage.list_files(folder, suffix=".parquet"):
-        with storage.open_read(uri) as file:
-            rows = pq.read_table(file, columns=["row", "uid", "url", "status", "error_message"]).to_pylist()
-        for row in rows:
-            entry = {name: row[name] for name in ("row", "uid", "url")}
-            if row["status"] == "success" and row["uid"] in stored:
-                request = requests.get((row["url"], None))
-                entry |= {"state": "downloaded", **stored[row["uid"]]}
-            else:
-                reason = _reason(row["status"], row["error_message"] or "")
-                request = requests.get((row["url"], reason)) or requests.get((row["url"], None))
-                entry |= {"state": "failed", "reason": reason, "detail": row["error_message"]}
-            if request:
-                entry |= {name: getattr(request, name) for name in ("final_url", "http_status", "content_type")}
-            outcomes.append(entry)
-    for row in partition.table.filter(pc.is_valid(partition.table["url_problem"])).to_pylist():
-        entry = {name: row[name] for name in ("row", "uid", "url")}
-        outcomes.append(entry | {"state": "failed", "reason": "bad_url", "detail": row["url_problem"]})
-    return sorted(outcomes, key=lambda entry: entry["row"])
-
-
-def _reason(status: str, message: str) -> str:
-    """The stable word for a failure that img2dataset reports as free text."""
-    if found := _REASON.match(message):
-        return found[1]
-    if message == "hash mismatch":
-        return "sha256_mismatch"
-    if "X-Robots-Tag" in message:
-        return "robots_disallowed"
-    return "truncated" if status == "failed_to_resize" else "connection"
 
 
 def _report(

@@ -1,0 +1,149 @@
+"""Pictures, URL lists and a scripted web server for the tests of data_prep."""
+
+import hashlib
+import io
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from data_prep.fan_out import TaskConfig
+from data_prep.fetch_policy import FetchPolicy
+from data_prep.partition import DownloadConfig, Partition
+from data_prep.url_list import UrlListConfig, read_url_list
+
+Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+def picture(seed: int = 0, *, width: int = 48, height: int = 48, image_format: str = "WEBP") -> bytes:
+    """A picture of large random blobs, which survives resizing and hashes differently for each seed."""
+    blocks = np.random.default_rng(seed).integers(0, 256, size=(6, 6, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(blocks).resize((width, height), Image.Resampling.BICUBIC).save(buffer, image_format)
+    return buffer.getvalue()
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def no_progress(done: int, total: int) -> None:
+    assert 0 <= done <= total
+
+
+def run_here(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], config: TaskConfig) -> Iterator[Any]:
+    """What fan_out does, without Ray; last one first, because nothing may depend on the order."""
+    for each in reversed(arguments):
+        yield function(*each)
+
+
+class WebServer:
+    """Loopback server with scripted answers; counts connections and requests."""
+
+    def __init__(self, answers: dict[str, Answer]) -> None:
+        self.answers = answers
+        self.connections = 0
+        self.requests: Counter[str] = Counter()
+        self.agents: set[str] = set()
+        self.stopping = threading.Event()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def setup(self) -> None:
+                outer.connections += 1
+                super().setup()
+
+            def do_GET(self) -> None:
+                outer.requests[self.path] += 1
+                outer.agents.add(self.headers.get("User-Agent", ""))
+                outer.answers.get(self.path.partition("?")[0], status(404))(self)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, *_: Any) -> None:
+                pass
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self.host = f"127.0.0.1:{self._server.server_address[1]}"
+        self.url = f"http://{self.host}"
+
+    def allowed(self, **changes: Any) -> FetchPolicy:
+        """A policy that may reach this server."""
+        return FetchPolicy(allowed_private_hosts=(self.host,), retry_wait_s=0.0, **changes)
+
+
+@contextmanager
+def web_server(answers: dict[str, Answer]) -> Iterator[WebServer]:
+    server = WebServer(answers)
+    thread = threading.Thread(target=server._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.stopping.set()
+        server._server.shutdown()
+        server._server.server_close()
+        thread.join()
+
+
+def body(data: bytes, *, announced: int | None = None, **headers: str) -> Answer:
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        for name, value in ({"Content_Type": "image/webp"} | headers).items():
+            request.send_header(name.replace("_", "-"), value)
+        request.send_header("Content-Length", str(len(data) if announced is None else announced))
+        request.end_headers()
+        request.wfile.write(data)
+
+    return answer
+
+
+def status(code: int) -> Answer:
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(code)
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+
+    return answer
+
+
+def redirect(location: str) -> Answer:
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(302)
+        request.send_header("Location", location)
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+
+    return answer
+
+
+def write_parquet(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = dict.fromkeys(name for row in rows for name in row)  # from_pylist looks at the first row only
+    pq.write_table(pa.Table.from_pylist([dict.fromkeys(names) | row for row in rows]), path)
+    return str(path)
+
+
+def url_rows(base_url: str, names: Sequence[str]) -> list[dict[str, Any]]:
+    return [{"uid": name, "url": f"{base_url}/{name}.webp", "caption": f"picture {name}", "concept": name} for name in names]
+
+
+def one_partition(tmp_path: Path, rows: list[dict[str, Any]], config: DownloadConfig) -> Partition:
+    urls = read_url_list(write_parquet(tmp_path / "urls.parquet", rows), UrlListConfig())
+    return Partition(0, 0, urls.table)
+
+
+def read_table(uri: str) -> pa.Table:
+    return pq.read_table(uri)
