@@ -16,7 +16,7 @@ from pydantic import Field, NonNegativeInt
 
 from data_prep.accounting import require_all_accounted
 from data_prep.dedup import DedupConfig, exact_duplicates, near_duplicates, perceptual_hash
-from data_prep.fan_out import TaskConfig, fan_out
+from data_prep.fan_out import TaskConfig, absolute, fan_out
 from data_prep.filters import FilterConfig, filter_reason
 from data_prep.raw import RawShard, read_download_report, read_raw_shard
 from infra import images, storage
@@ -83,6 +83,7 @@ def curate(config: CurateConfig, *, raw_uri: str, output_uri: str, progress: Cal
         DataLossError: the counts do not add up.
     """
     started = time.monotonic()
+    raw_uri = absolute(raw_uri)
     report_uri = storage.join(output_uri, REPORT_NAME)
     storage.remove(report_uri)
     raw = read_download_report(raw_uri)

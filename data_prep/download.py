@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from data_prep.accounting import describe, require_all_accounted
 from data_prep.audit import audit
-from data_prep.fan_out import fan_out
+from data_prep.fan_out import absolute, fan_out
 from data_prep.partition import (
     DownloadConfig,
     Partition,
@@ -47,6 +47,7 @@ def download(
         DataLossError: too few pictures came back, or a row has no outcome.  Nothing is marked done then.
     """
     started = time.monotonic()
+    output_uri = absolute(output_uri)
     url_list = read_url_list(url_list_uri, url_columns)
     partitions = plan_partitions(url_list, config)
     _claim(output_uri, url_list, config)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from infra import storage
 from infra.config import StrictModel
 from infra.errors import HyperClipError
 
@@ -27,6 +28,11 @@ class TaskConfig(StrictModel):
 
 class WorkerDiedError(HyperClipError):
     """A task's worker died more often than it is started again."""
+
+
+def absolute(uri: str) -> str:
+    """The URI as a task sees it: a worker has another working folder."""
+    return str(storage.local_path(uri)) if storage.is_local(uri) else uri
 
 
 def fan_out(function: Callable[..., Result], arguments: Sequence[tuple[Any, ...]], config: TaskConfig) -> Iterator[Result]:

@@ -46,7 +46,7 @@ class FetchPolicy(StrictModel):
     """Before the first retry of a passing failure; doubles each time."""
     allowed_private_hosts: tuple[str, ...] = ()
     """Hosts (`host` or `host:port`, as written in the URL) that may lie in a private network; all others there are refused."""
-    user_agent: str = "hyperclip/0.1 (image download; no contact configured)"
+    user_agent: str = Field(default="hyperclip/0.1 (image download; no contact configured)", pattern=r"^[\x20-\x7e]+$")
     """Say who fetches and how to reach you: site owners read it."""
 
     def allows_private(self, host: str, port: int) -> bool:

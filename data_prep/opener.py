@@ -69,12 +69,14 @@ class HardenedOpener(urllib.request.OpenerDirector):
             trace: dict[str, Any] = {"final_url": url, "http_status": None, "content_type": None}
             try:
                 response = self._fetch(url, trace)
-            except FetchError as error:
+            except Exception as problem:
+                # whatever a hostile answer provokes costs this one picture, not the partition
+                error = problem if isinstance(problem, FetchError) else FetchError("connection", f"{url}: {problem!r}")
                 if error.passing and attempt < self.retries:
                     time.sleep(self.policy.retry_wait_s * 2**attempt)
                     continue
                 self._record(RequestRecord(url, **trace, reason=error.reason, attempts=attempt + 1))
-                raise
+                raise error from problem.__cause__
             self._record(RequestRecord(url, **trace, reason=None, attempts=attempt + 1))
             return response
         raise AssertionError("unreachable: the last attempt returns or raises")
@@ -95,7 +97,10 @@ class HardenedOpener(urllib.request.OpenerDirector):
                     if response.status != 200:
                         raise FetchError(f"http_{response.status}", f"{url} answered {response.status} {response.reason}")
                     return Response(self._read(response, url), url=url, status=200, headers=response.headers)
-            url = urljoin(url, location.strip())
+            try:
+                url = urljoin(url, location.strip())
+            except ValueError as error:
+                raise FetchError("bad_url", f"{url} redirects to {location[:200]!r}: {error}") from error
         raise FetchError("too_many_redirects", f"more than {self.policy.max_redirects} redirects, the last to {url}")
 
     @contextlib.contextmanager

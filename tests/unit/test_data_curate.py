@@ -193,6 +193,17 @@ def test_each_rule_names_itself(changes: dict[str, Any], reason: str | None) -> 
     assert filter_reason(config, **({"width": 200, "height": 200, "caption": "a cat"} | changes)) == reason
 
 
+def test_the_same_steps_work_on_an_object_store(tmp_path: Path) -> None:
+    """fsspec's memory store stands for S3: no local path is assumed anywhere."""
+    raw, curated_uri, shards = (f"memory://{tmp_path.name}/{name}" for name in ("raw", "curated", "shards"))
+    uri = write_parquet(tmp_path / "pictures.parquet", rows())
+    import_pictures(uri, config=ImportConfig(samples_per_shard=6), output_uri=raw, progress=no_progress)
+    curate(CurateConfig(), raw_uri=raw, output_uri=curated_uri, progress=no_progress)
+    keep = f"{curated_uri}/{KEEP_LIST_NAME}"
+    reshard(ReshardConfig(samples_per_shard=4), raw_uri=raw, keep_list_uri=keep, output_uri=shards, progress=no_progress)
+    verify_shards(read_manifest(shards), shards)
+
+
 def test_report_is_json_beside_the_keep_list(raw: str) -> None:
     keep, report = curated(raw)
     assert json.loads((Path(keep).parent / "curate.json").read_text())["dropped"] == report.dropped

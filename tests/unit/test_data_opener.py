@@ -63,6 +63,8 @@ def test_a_redirect_is_followed_and_its_end_is_logged() -> None:
         ("http://10.0.0.1/a.webp", "forbidden_address"),
         ("http://[::1]/a.webp", "forbidden_address"),
         ("file:///etc/passwd", "bad_url"),
+        ("http://[broken", "bad_url"),
+        ("http://host\xe9.\xff\xfe/", "dns"),
         ("/a", "too_many_redirects"),
     ],
 )

@@ -85,6 +85,15 @@ def test_every_row_has_an_outcome_with_its_reason_and_request(tmp_path: Path) ->
     assert sum(report.failed.values()) == 5
 
 
+def test_an_object_store_takes_the_shards(tmp_path: Path) -> None:
+    output = f"memory://{tmp_path.name}/raw"
+    with web_server(dict(ANSWERS)) as web:
+        config = DownloadConfig(policy=web.allowed())
+        report = download_partition(one_partition(tmp_path, url_rows(web.url, ["a", "b"]), config), config, output_uri=output)
+    found = [sample.image for shard in report.shards for sample in read_raw_shard(output, shard)]
+    assert sorted(found) == sorted([PICTURES["a"], PICTURES["b"]])
+
+
 def test_photographs_are_resized_when_asked(tmp_path: Path) -> None:
     with web_server({"/a.webp": body(picture(width=300, height=200, image_format="JPEG"))}) as web:
         config = DownloadConfig(resize=64, policy=web.allowed())
