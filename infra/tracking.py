@@ -40,7 +40,8 @@ class ModelVersion(StrictModel):
     version: str
     run_id: str
     source_uri: str
-    metrics: dict[str, float] = Field(default_factory=dict)
+    tags: dict[str, str] = Field(default_factory=dict)
+    """What is known about it: digest, accuracy, the pictures it was evaluated on."""
 
 
 class Tracker:
@@ -108,6 +109,27 @@ class Tracker:
     def metric_history(self, run_id: str, key: str) -> list[tuple[int, float]]:
         """(step, value) pairs in order of logging."""
         return [(m.step, m.value) for m in self._client.get_metric_history(run_id, key)]
+
+    def log_model(self, run_id: str, *, code: Path, artifacts: Mapping[str, Path], input_example: Any) -> str:
+        """Log a model whose loading code is a file ("models from code": nothing is pickled); returns its URI.
+
+        `code` defines `SIGNATURE` and calls `mlflow.models.set_model`.
+        """
+        import importlib.metadata
+        import runpy
+
+        signature = runpy.run_path(str(code))["SIGNATURE"]
+        requirements = [f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "timm", "safetensors")]
+        with self.active(run_id):
+            info = self._mlflow.pyfunc.log_model(
+                name="bundle",
+                python_model=str(code),
+                artifacts={name: str(path) for name, path in artifacts.items()},
+                signature=signature,
+                input_example=input_example,
+                pip_requirements=requirements,  # named, or MLflow would load the model in a new process to find out
+            )
+        return str(info.model_uri)
 
     # ---- registered models -------------------------------------------------------------------------------------------
 
@@ -179,9 +201,9 @@ class Tracker:
     def _set_past_champions(self, name: str, versions: list[str]) -> None:
         self._client.set_registered_model_tag(name, _PAST_CHAMPIONS, ",".join(versions[-_MAX_PAST_CHAMPIONS:]))
 
-    def set_version_metrics(self, version: ModelVersion, metrics: Mapping[str, float]) -> None:
-        for key, value in metrics.items():
-            self._client.set_model_version_tag(version.name, version.version, f"metric.{key}", repr(float(value)))
+    def tag_version(self, version: ModelVersion, tags: Mapping[str, str]) -> None:
+        for key, value in tags.items():
+            self._client.set_model_version_tag(version.name, version.version, key, value)
 
     def download_model(self, version: ModelVersion, folder: Path) -> Path:
         """Fetch the files of a registered version into a folder; returns the folder of the MLflow model."""
@@ -191,9 +213,12 @@ class Tracker:
         )
 
     def _as_version(self, found: Any) -> ModelVersion:
-        metrics = {k.removeprefix("metric."): float(v) for k, v in found.tags.items() if k.startswith("metric.")}
         return ModelVersion(
-            name=found.name, version=str(found.version), run_id=found.run_id or "", source_uri=found.source, metrics=metrics
+            name=found.name,
+            version=str(found.version),
+            run_id=found.run_id or "",
+            source_uri=found.source,
+            tags={key: str(value) for key, value in found.tags.items()},
         )
 
     def _known(self, name: str) -> str:

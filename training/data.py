@@ -138,7 +138,7 @@ class _PositionSampler:
 
 def _parse_sample(data: bytes) -> tuple[bytes, SampleRecord]:
     picture, record = None, None
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
         for member in tar:
             file = tar.extractfile(member)
             if file is None:
