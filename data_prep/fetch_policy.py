@@ -42,6 +42,8 @@ class FetchPolicy(StrictModel):
     """From first look-up to last byte, redirects included; one attempt."""
     connect_timeout_s: PositiveFloat = 5.0
     max_redirects: NonNegativeInt = 5
+    max_requests_per_host: PositiveInt = 16
+    """Under way at once from one task; further ones wait their turn, before their deadline starts."""
     retry_wait_s: float = Field(default=0.5, ge=0)
     """Before the first retry of a passing failure; doubles each time."""
     allowed_private_hosts: tuple[str, ...] = ()

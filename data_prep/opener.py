@@ -55,6 +55,7 @@ class HardenedOpener(urllib.request.OpenerDirector):
         self.retries = retries
         self.records: list[RequestRecord] = []
         self._lock = threading.Lock()
+        self._turns: dict[str, threading.Semaphore] = {}
         self._resolved: dict[tuple[str, int], list[str]] = {}
         self._tls = ssl.create_default_context()
 
@@ -68,7 +69,8 @@ class HardenedOpener(urllib.request.OpenerDirector):
         for attempt in range(self.retries + 1):
             trace: dict[str, Any] = {"final_url": url, "http_status": None, "content_type": None}
             try:
-                response = self._fetch(url, trace)
+                with self._turn(url):
+                    response = self._fetch(url, trace)
             except Exception as problem:
                 # whatever a hostile answer provokes costs this one picture, not the partition
                 error = problem if isinstance(problem, FetchError) else FetchError("connection", f"{url}: {problem!r}")
@@ -80,6 +82,13 @@ class HardenedOpener(urllib.request.OpenerDirector):
             self._record(RequestRecord(url, **trace, reason=None, attempts=attempt + 1))
             return response
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _turn(self, url: str) -> threading.Semaphore:
+        """Politeness: a site sees at most so many requests of ours at once (where a redirect leads is not counted)."""
+        with self._lock:
+            return self._turns.setdefault(
+                url.split("/")[2].lower() if url.count("/") > 1 else "", threading.Semaphore(self.policy.max_requests_per_host)
+            )
 
     def _record(self, record: RequestRecord) -> None:
         with self._lock:

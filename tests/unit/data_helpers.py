@@ -1,7 +1,10 @@
 """Pictures, URL lists and a scripted web server for the tests of data_prep."""
 
+import datetime
 import hashlib
 import io
+import ipaddress
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +16,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image
 
 from data_prep.fan_out import TaskConfig
@@ -48,7 +54,7 @@ def run_here(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]],
 class WebServer:
     """Loopback server with scripted answers; counts connections and requests."""
 
-    def __init__(self, answers: dict[str, Answer]) -> None:
+    def __init__(self, answers: dict[str, Answer], *, tls: str | None = None) -> None:
         self.answers = answers
         self.connections = 0
         self.requests: Counter[str] = Counter()
@@ -77,7 +83,11 @@ class WebServer:
 
         self._server = Server(("127.0.0.1", 0), Handler)
         self.host = f"127.0.0.1:{self._server.server_address[1]}"
-        self.url = f"http://{self.host}"
+        self.url = f"{'https' if tls else 'http'}://{self.host}"
+        if tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(tls)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
 
     def allowed(self, **changes: Any) -> FetchPolicy:
         """A policy that may reach this server."""
@@ -85,8 +95,8 @@ class WebServer:
 
 
 @contextmanager
-def web_server(answers: dict[str, Answer]) -> Iterator[WebServer]:
-    server = WebServer(answers)
+def web_server(answers: dict[str, Answer], *, tls: str | None = None) -> Iterator[WebServer]:
+    server = WebServer(answers, tls=tls)
     thread = threading.Thread(target=server._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
@@ -147,3 +157,25 @@ def one_partition(tmp_path: Path, rows: list[dict[str, Any]], config: DownloadCo
 
 def read_table(uri: str) -> pa.Table:
     return pq.read_table(uri)
+
+
+def write_certificate(folder: Path) -> str:
+    """A self-signed certificate for 127.0.0.1 with its key, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path = folder / "certificate.pem"
+    path.write_bytes(private + certificate.public_bytes(serialization.Encoding.PEM))
+    return str(path)

@@ -3,8 +3,10 @@
 import io
 import socket
 import struct
+import threading
 import urllib.request
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 
 from data_prep.fetch_policy import FetchError, FetchPolicy
 from data_prep.opener import HardenedOpener, installed
-from tests.unit.data_helpers import body, picture, redirect, status, web_server
+from tests.unit.data_helpers import body, picture, redirect, status, web_server, write_certificate
 
 PICTURE = picture()
 
@@ -169,6 +171,40 @@ def test_only_passing_failures_are_tried_again() -> None:
         assert reason_for(f"{web.url}/gone", web.allowed(), retries=2) == "http_404"
         assert reason_for(f"{web.url}/busy", web.allowed(), retries=2) == "http_503"
         assert web.requests == {"/gone": 1, "/busy": 3}
+
+
+def test_a_site_sees_a_bounded_number_of_requests_at_once() -> None:
+    with web_server({}) as web:
+        lock, everyone = threading.Lock(), threading.Barrier(2)
+        under_way, most = 0, 0
+
+        def answer(request: BaseHTTPRequestHandler) -> None:
+            nonlocal under_way, most
+            with lock:
+                under_way += 1
+                most = max(most, under_way)
+            everyone.wait(timeout=10)  # two must meet, or this breaks
+            with lock:
+                under_way -= 1
+            body(PICTURE)(request)
+
+        web.answers["/a"] = answer
+        opener = HardenedOpener(web.allowed(max_requests_per_host=2))
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda _: opener.open(f"{web.url}/a").read(), range(8)))
+        assert found == [PICTURE] * 8
+        assert most == 2
+
+
+def test_https_is_spoken_and_an_unknown_certificate_refused(tmp_path: Path) -> None:
+    certificate = write_certificate(tmp_path)
+    with web_server({"/a": body(PICTURE)}, tls=certificate) as web:
+        assert reason_for(f"{web.url}/a", web.allowed()) == "tls"
+        opener = HardenedOpener(web.allowed())
+        opener._tls.load_verify_locations(certificate)
+        assert opener.open(f"{web.url}/a").read() == PICTURE
+    with web_server({}) as plain:
+        assert reason_for(plain.url.replace("http:", "https:"), plain.allowed()) == "tls"
 
 
 def test_what_was_installed_before_is_put_back(tmp_path: Path) -> None:

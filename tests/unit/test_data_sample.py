@@ -3,17 +3,20 @@
 import urllib.request
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data_prep.fetch_policy import FetchError, FetchPolicy
 from data_prep.opener import HardenedOpener, installed
+from data_prep.sample.build import EVALUATION_ARTISTS, TRAINING_ARTISTS, build_sample
 from data_prep.sample.links import BAD_LINKS, write_url_list
 from data_prep.sample.pictures import SAMPLE_URI, read_sample
 from data_prep.sample.serve import serving_sample
 from data_prep.url_list import UrlListConfig, read_url_list
 from infra import images
 from infra.errors import BadInputError
+from tests.unit.data_helpers import picture, write_parquet
 
 NOTICE = Path(__file__).parents[2] / "NOTICE"
 
@@ -77,3 +80,29 @@ def test_a_taken_port_is_said_so() -> None:
         serving_sample(int(base.rpartition(":")[2])),
     ):
         pass
+
+
+def test_the_choice_is_deterministic_and_leaves_out_what_is_too_alike(tmp_path: Path) -> None:
+    def rows(sources: list[str]) -> list[dict[str, Any]]:
+        captions = [f"animal {i}" for i in range(30)] + ["cat face", "cat: dark skin tone"]
+        return [
+            {
+                "uid": f"{source}/{place}",
+                "source": source,
+                "image": picture(place),
+                "caption": caption,
+                "concept": f"emoji:{place:X}",
+                "group": "Animals & Nature/animal-mammal",
+            }
+            for source in sources
+            for place, caption in enumerate(captions)
+        ]
+
+    write_parquet(tmp_path / "train-00.parquet", rows(list(TRAINING_ARTISTS)))
+    write_parquet(tmp_path / "eval-family.parquet", rows(list(EVALUATION_ARTISTS)))
+    sample = build_sample(str(tmp_path))
+    assert sample.equals(build_sample(str(tmp_path)))
+    assert sample.num_rows == 30 * 5
+    assert not {"cat face", "cat: dark skin tone"} & set(sample["caption"].to_pylist())
+    with pytest.raises(BadInputError, match="0 concepts drawn by all of"):
+        build_sample(write_parquet(tmp_path / "alone" / "train-00.parquet", rows(["emoji-twemoji"])))
