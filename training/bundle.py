@@ -30,6 +30,7 @@ from training.tokenizer import CONTEXT_LENGTH, GOLDEN_TOKENS, Tokenizer
 
 BUNDLE_NAME = "bundle.json"
 SCHEMA_VERSION = 1
+_FILES = {"config.json", "model.safetensors", "tokenizer.json", "preprocess.json", "golden.safetensors"}
 GOLDEN_TOLERANCE = 1e-3
 """Features are unit vectors; processors and kernels differ by about 1e-5, a wrong file by about 1."""
 
@@ -98,7 +99,9 @@ def save_bundle(
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors")
+    was_training = model.training
     save_file(_golden_features(model.eval(), preprocess.image_size), folder / "golden.safetensors")
+    model.train(was_training)  # a bundle may be saved in the middle of training
     files = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
     manifest = BundleManifest(files=files, digest=content_hash(files))
     storage.write_atomic(str(folder / BUNDLE_NAME), manifest.model_dump_json(indent=1))
@@ -113,6 +116,8 @@ def load_bundle(folder: Path, *, device: str = "cpu") -> Bundle:
         CorruptArtefactError: a file is missing or changed, or the golden features are not reproduced.
     """
     manifest = read_bundle_manifest(folder)
+    if content_hash(manifest.files) != manifest.digest or not manifest.files.keys() >= _FILES:
+        raise CorruptArtefactError(f"{folder / BUNDLE_NAME} is damaged: its list of files does not have the digest it names")
     changed = [
         name for name, digest in manifest.files.items() if not (folder / name).is_file() or _sha256(folder / name) != digest
     ]
@@ -124,10 +129,10 @@ def load_bundle(folder: Path, *, device: str = "cpu") -> Bundle:
         if (found := tokenizer([text])[0].tolist()) != expected:
             raise CorruptArtefactError(f"the tokenizer gives {found} for {text!r}, the model was trained with {expected}")
     preprocess = storage.read_model(str(folder / "preprocess.json"), PreprocessConfig)
-    model = HyperClip(HyperClipConfig.from_dict(config.model))
     try:
+        model = HyperClip(HyperClipConfig.from_dict(config.model))
         model.load_state_dict(load_file(folder / "model.safetensors"))
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise CorruptArtefactError(f"{folder / 'model.safetensors'} does not fit its config.json: {error}") from error
     model.requires_grad_(False).eval()
     golden = load_file(folder / "golden.safetensors")
@@ -158,14 +163,16 @@ def read_bundle_manifest(folder: Path) -> BundleManifest:
 def _golden_features(model: HyperClip, image_size: int) -> dict[str, Tensor]:
     """Features of fixed inputs through every part of the model."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, 3, image_size, image_size, generator=generator)
-    text_features = model.encode_text(Tokenizer()(list(GOLDEN_TOKENS)))
+    device = model.log_scale.device
+    images = torch.randn(2, 3, image_size, image_size, generator=generator).to(device)
+    text_features = model.encode_text(Tokenizer()(list(GOLDEN_TOKENS)).to(device))
     delta = GroupDelta(model.generate(text_features[None]))
-    return {
+    features = {
         "text_features": text_features,
         "neutral_image_features": model.encode_image(images),
         "specialized_image_features": model.encode_image(images, delta),
     }
+    return {name: value.cpu() for name, value in features.items()}
 
 
 def _sha256(path: Path) -> str:

@@ -12,12 +12,13 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from infra import storage
 from infra.config import StrictModel
-from infra.errors import BadInputError
+from infra.errors import BadInputError, CorruptArtefactError
 from training.bundle import Bundle
 from training.model.hypernetwork import MAX_SET_SIZE
 from training.model.parameter_delta import GroupDelta
@@ -159,6 +160,7 @@ def load_specialized(folder: Path, bundle: Bundle) -> SpecializedEncoder:
 
     Raises:
         BadInputError: nothing finished there, or it was made by another model.
+        CorruptArtefactError: `encoder.safetensors` is missing, damaged, or not of this task.
     """
     uri = str(folder / TASK_NAME)
     if not storage.exists(uri):
@@ -169,12 +171,19 @@ def load_specialized(folder: Path, bundle: Bundle) -> SpecializedEncoder:
         raise BadInputError(
             f"{folder} was made by model {task.bundle_digest[:12]}, not by {bundle.digest[:12]}; specialize again"
         )
-    tensors = load_file(folder / "encoder.safetensors")
-    delta = {name.removeprefix("delta."): value for name, value in tensors.items() if name.startswith("delta.")}
-    return SpecializedEncoder(
-        task=task,
-        text_features=tensors["text_features"],
-        delta=bundle.model.image_encoder.layout.join(delta),
-        logit_scale=tensors["logit_scale"],
-        logit_bias=tensors["logit_bias"],
-    )
+    path = folder / "encoder.safetensors"
+    try:
+        tensors = load_file(path)
+        delta = {name.removeprefix("delta."): value for name, value in tensors.items() if name.startswith("delta.")}
+        encoder = SpecializedEncoder(
+            task=task,
+            text_features=tensors["text_features"],
+            delta=bundle.model.image_encoder.layout.join(delta),
+            logit_scale=tensors["logit_scale"],
+            logit_bias=tensors["logit_bias"],
+        )
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise CorruptArtefactError(f"{path} is missing or damaged: {error}") from error
+    if encoder.text_features.shape != (len(task.labels), bundle.model.config.text.embed_dim):
+        raise CorruptArtefactError(f"{path} has features {tuple(encoder.text_features.shape)} for {len(task.labels)} labels")
+    return encoder

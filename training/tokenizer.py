@@ -1,7 +1,7 @@
 """CLIP's byte-pair tokenizer.  Its vocabulary lies inside the package that implements it: nothing is fetched."""
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache
 
 import numpy as np
 import torch
@@ -22,10 +22,6 @@ GOLDEN_TOKENS = {
 class Tokenizer:
     """Texts -> token ids, zero-padded after the end of text."""
 
-    @cached_property
-    def _pairs(self) -> ClipBytePairs:
-        return ClipBytePairs()  # building the merge table takes half a second
-
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """(T, L) int64 with L the longest of these texts; longer than the context is cut, the end of text kept."""
         if not texts:
@@ -34,12 +30,17 @@ class Tokenizer:
 
     def padded(self, texts: Sequence[str]) -> Tensor:
         """(T, 77) int64: the same length for every batch, for exchange between ranks."""
-        ids: np.ndarray = self._pairs.tokenize_batch(list(texts), context_length=CONTEXT_LENGTH)
+        ids: np.ndarray = _byte_pairs().tokenize_batch(list(texts), context_length=CONTEXT_LENGTH)
         return torch.from_numpy(ids.astype(np.int64))
 
     def num_tokens(self, text: str) -> int:
         """Tokens of a text before any cut, start and end of text included."""
-        return len(self._pairs.encode(text)) + 2
+        return len(_byte_pairs().encode(text)) + 2
+
+
+@cache
+def _byte_pairs() -> ClipBytePairs:
+    return ClipBytePairs()  # building the merge table takes half a second: once a process
 
 
 def cut_to_longest(tokens: Tensor) -> Tensor:

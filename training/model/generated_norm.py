@@ -152,6 +152,8 @@ def wrap_norms(trunk: nn.Module) -> dict[str, GeneratedNorm]:
 
 
 def _wrap(name: str, module: nn.Module) -> GeneratedNorm | None:
+    if isinstance(module, nn.BatchNorm2d | nn.LayerNorm) and (module.weight is None or module.bias is None):
+        raise ValueError(f"{name} is a {type(module).__name__} without scale or bias; there is nothing to generate")
     if isinstance(module, nn.BatchNorm2d):
         return GeneratedBatchNorm2d(module)
     if isinstance(module, nn.LayerNorm):

@@ -39,9 +39,12 @@ class ParameterLayout:
         if named.keys() != dict(self.sizes).keys():
             unknown, missing = sorted(named.keys() - dict(self.sizes)), sorted(dict(self.sizes).keys() - named.keys())
             raise ValueError(f"delta does not fit this encoder; unknown: {unknown[:3]}, missing: {missing[:3]}")
-        flat = torch.cat([named[name] for name, _ in self.sizes], dim=-1)
-        self.split(flat)  # refuses a wrong size
-        return flat
+        wrong = [
+            f"{name} has {named[name].shape[-1]}, not {size}" for name, size in self.sizes if named[name].shape[-1] != size
+        ]
+        if wrong:
+            raise ValueError(f"delta does not fit this encoder: {', '.join(wrong[:3])}")
+        return torch.cat([named[name] for name, _ in self.sizes], dim=-1)
 
 
 @dataclass(frozen=True)
