@@ -1,0 +1,48 @@
+"""The Serve application.  Import path for `serve run` and KubeRay: `serving.app:build_application`."""
+
+from typing import Any
+
+from ray import serve
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.deployment import Application
+
+from serving.config import DeploymentScale, ServingConfig
+from serving.deployments.hypernetwork import Hypernetwork
+from serving.deployments.image_encoder import ImageEncoder
+from serving.deployments.ingress import Ingress
+from serving.limits import ServingLimits
+from serving.model_source import resolve
+
+
+def build_application(args: ServingConfig) -> Application:
+    """Build the application for the model version that the configuration means now.
+
+    Raises:
+        BadInputError: there is no such model.
+    """
+    config = ServingConfig.model_validate(
+        args
+    )  # Serve gives the mapping of a config file as this type; callers may give either
+    served = resolve(config)
+    hypernetwork = serve.deployment(Hypernetwork, **_options(config.hypernetwork, config.limits)).bind(config, served)
+    image_encoder = serve.deployment(ImageEncoder, **_options(config.image_encoder, config.limits)).bind(config, served)
+    return serve.deployment(Ingress, **_options(config.ingress, config.limits)).bind(config, hypernetwork, image_encoder)
+
+
+def _options(scale: DeploymentScale, limits: ServingLimits) -> dict[str, Any]:
+    return {
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=scale.min_replicas,
+            max_replicas=scale.max_replicas,
+            target_ongoing_requests=scale.target_ongoing_requests,
+        ),
+        "max_ongoing_requests": scale.max_ongoing_requests,
+        "max_queued_requests": scale.max_queued_requests,
+        "backpressure_config": BackpressureConfig(status_code=429, retry_after_s=limits.retry_after_s),
+        "ray_actor_options": {"num_cpus": scale.num_cpus, "num_gpus": scale.num_gpus},
+        "health_check_period_s": 10,
+        "graceful_shutdown_timeout_s": 10,
+    }
+
+
+__all__ = ["ServingConfig", "build_application"]

@@ -1,0 +1,81 @@
+"""Configuration of the service."""
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from infra.config import StrictModel
+from infra.tracking import CHAMPION, TrackingConfig
+from serving.limits import ServingLimits
+
+
+class DeploymentScale(StrictModel):
+    """How many replicas of one deployment, and what each of them gets."""
+
+    min_replicas: PositiveInt = 1
+    max_replicas: PositiveInt = 1
+    target_ongoing_requests: PositiveFloat = 8
+    """Requests per replica that the autoscaler aims at."""
+    max_ongoing_requests: PositiveInt = 64
+    """Requests that one replica takes at once; more wait in the caller."""
+    max_queued_requests: PositiveInt = 256
+    """Requests that may wait in one caller; more are refused with 429."""
+    num_cpus: NonNegativeFloat = 1
+    num_gpus: NonNegativeFloat = 0
+    """Above zero, the model runs on `cuda`."""
+    num_threads: PositiveInt = 1
+    """Of torch, in each replica."""
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas={self.max_replicas} is less than min_replicas={self.min_replicas}")
+        return self
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.num_gpus else "cpu"
+
+
+class BatchingConfig(StrictModel):
+    """How an encoder replica gathers pictures, of any tasks, into one forward pass."""
+
+    max_batch_size: PositiveInt = 16
+    batch_wait_timeout_s: NonNegativeFloat = 0.002
+    """How long the first picture of a batch waits for others."""
+    decode_threads: PositiveInt = 2
+    """Pictures decoded at the same time in one replica; also bounds the memory of decoded pictures."""
+    resident_bytes: PositiveInt = 256 * 2**20
+    """Specialized encoders a replica keeps ready."""
+
+
+class ServingConfig(StrictModel):
+    """The whole service: which model, where tasks are kept, what is allowed, how large it is."""
+
+    tracking: TrackingConfig | None = None
+    """The registry that holds the model; needed unless `bundle_uri` is given."""
+    model_name: str = "hyperclip"
+    alias: str = CHAMPION
+    """Alias or number of the model version, looked up when the application is built."""
+    bundle_uri: str | None = None
+    """Serve this bundle folder instead of a registered model."""
+    task_store_uri: str
+    """Folder or object store for tasks; every replica must reach it."""
+    cache_path: Path = Path("~/.cache/hyperclip/models")
+    """Where each machine keeps the models it has fetched."""
+    host: str = "127.0.0.1"
+    port: Annotated[NonNegativeInt, Field(le=65535)] = 8000
+    limits: ServingLimits = ServingLimits()
+    batching: BatchingConfig = BatchingConfig()
+    ingress: DeploymentScale = DeploymentScale(num_cpus=0.5, max_ongoing_requests=256, target_ongoing_requests=64)
+    hypernetwork: DeploymentScale = DeploymentScale(num_cpus=0.5, max_ongoing_requests=8, target_ongoing_requests=2)
+    image_encoder: DeploymentScale = DeploymentScale(num_cpus=0.5, target_ongoing_requests=16)
+    task_cache_s: NonNegativeFloat = 30
+    """How long an ingress replica remembers a task: a deletion may take as long to be seen by the others."""
+
+    @model_validator(mode="after")
+    def _check_source(self) -> Self:
+        if (self.tracking is None) == (self.bundle_uri is None):
+            raise ValueError("give either tracking (a model registry) or bundle_uri (a bundle folder)")
+        return self

@@ -1,0 +1,66 @@
+"""Names to encoders and texts to features: the text encoder and the hypernetwork, with the bounds of a service."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from infra.errors import BadInputError
+from serving.limits import ServingLimits
+from serving.task_record import TaskRecord
+from training.bundle import Bundle
+from training.export import package_bytes
+from training.specialize import SpecializedEncoder, encode_texts, specialize
+
+
+class HypernetworkEngine:
+    """One model's text side; for one thread at a time."""
+
+    def __init__(self, bundle: Bundle, limits: ServingLimits) -> None:
+        self.bundle = bundle
+        self._limits = limits
+
+    def specialize(self, record: TaskRecord) -> SpecializedEncoder:
+        """Make the encoder of a task.
+
+        Raises:
+            BadInputError: a text does not fit the text encoder, or all together have too many tokens.
+        """
+        templates = self.bundle.templates if record.templates is None else record.templates
+        self._check_total_tokens([template.replace("{}", label) for label in record.labels for template in templates])
+        return specialize(self.bundle, record.labels, templates)
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """(T, D) unit vectors, one per text.
+
+        Raises:
+            BadInputError: no text, an empty one, one that does not fit the text encoder, or too many tokens.
+        """
+        if not texts:
+            raise BadInputError("the list of texts is empty")
+        context = self.bundle.model.config.text.context_length
+        for place, text in enumerate(texts, 1):
+            if not text.strip():
+                raise BadInputError(f"text {place} is empty")
+            if (found := self.bundle.tokenizer.num_tokens(text)) > context:
+                raise BadInputError(f"text {place} has {found} tokens; the text encoder reads {context}")
+        return encode_texts(self.bundle, texts).cpu().numpy()
+
+    def package(self, encoder: SpecializedEncoder) -> bytes:
+        """The edge package as a zip file.
+
+        Raises:
+            ParityError: the ONNX file does not compute what the model computes.
+        """
+        return package_bytes(self.bundle, encoder)
+
+    def _check_total_tokens(self, texts: Sequence[str]) -> None:
+        most = self._limits.max_total_tokens
+        if sum(map(len, texts)) * 4 + 2 * len(texts) <= most:  # a character gives at most four tokens (its UTF-8 bytes)
+            return
+        total = 0
+        for text in texts:
+            total += self.bundle.tokenizer.num_tokens(text)
+            if total > most:
+                raise BadInputError(
+                    f"labels times templates give more than the {most:,} tokens allowed; use fewer labels or templates"
+                )

@@ -1,0 +1,40 @@
+"""What one request may ask for.  Everything here is checked before the work it bounds is done."""
+
+from typing import Annotated
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from infra.config import StrictModel
+from training.model.hypernetwork import MAX_SET_SIZE
+from training.specialize import MAX_LABEL_CHARACTERS, MAX_TEMPLATES
+
+
+class ServingLimits(StrictModel):
+    """Bounds of one request and of one ingress replica."""
+
+    max_body_bytes: PositiveInt = 32 * 2**20
+    """Of a whole request; a longer one is refused while it arrives."""
+    max_pixels: PositiveInt = 40_000_000
+    """Of one picture, by its header, before anything is decoded."""
+    max_images: PositiveInt = 32
+    """Pictures in one call."""
+    max_labels: Annotated[int, Field(ge=1, le=MAX_SET_SIZE)] = MAX_SET_SIZE
+    """Labels of one task."""
+    max_label_characters: Annotated[int, Field(ge=1, le=MAX_LABEL_CHARACTERS)] = MAX_LABEL_CHARACTERS
+    """Of one label or template."""
+    max_templates: Annotated[int, Field(ge=1, le=MAX_TEMPLATES)] = MAX_TEMPLATES
+    """Templates of one task."""
+    max_texts: PositiveInt = 256
+    """Texts in one call for text features."""
+    max_total_tokens: PositiveInt = 1_000_000
+    """Tokens that one call may put through the text encoder: labels times templates, start and end of text included."""
+    max_top_k: PositiveInt = 1000
+    """Labels in one answer."""
+    max_requests_in_flight: PositiveInt = 128
+    """Requests that one ingress replica works on; more are refused with 429."""
+    retry_after_s: PositiveInt = 1
+    """What a refused client is told to wait."""
+    request_timeout_s: PositiveFloat = 30
+    """Until a call to the image encoder or the text encoder counts as failed."""
+    specialize_timeout_s: PositiveFloat = 300
+    """The same for making a specialized encoder or its package."""

@@ -1,0 +1,94 @@
+"""Errors as `application/problem+json` (RFC 9457)."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from infra.errors import BadInputError, HyperClipError
+from serving.messages import Refused
+from serving.schemas import Problem
+
+logger = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+MAX_ERRORS = 20
+
+
+class ProblemError(Exception):
+    """An error that is told to the client."""
+
+    def __init__(
+        self,
+        status: int,
+        reason: str,
+        detail: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        errors: Sequence[Mapping[str, str]] = (),
+    ) -> None:
+        super().__init__(detail)
+        self.problem = make_problem(status, reason, detail)
+        self.headers = dict(headers or {})
+        self.errors = list(errors)
+
+    @classmethod
+    def of(cls, refused: Refused) -> "ProblemError":
+        return cls(refused.status, refused.reason, refused.detail)
+
+
+def make_problem(status: int, reason: str, detail: str) -> Problem:
+    return Problem(type=f"urn:hyperclip:problem:{reason}", title=HTTPStatus(status).phrase, status=status, detail=detail)
+
+
+def problem_response(error: ProblemError) -> Response:
+    body: dict[str, Any] = error.problem.model_dump()
+    if error.errors:
+        body["errors"] = error.errors
+    return JSONResponse(body, status_code=error.problem.status, headers=error.headers, media_type=MEDIA_TYPE)
+
+
+def invalid_body(error: ValidationError) -> ProblemError:
+    """What is wrong with a JSON body, place by place; what was sent is not repeated."""
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    if any(found["type"] == "json_invalid" for found in problems):
+        return ProblemError(400, "malformed_json", f"the body is not valid JSON: {problems[0]['msg']}")
+    places = [{"place": ".".join(map(str, found["loc"])), "message": found["msg"]} for found in problems[:MAX_ERRORS]]
+    listed = "; ".join(f"{found['place']}: {found['message']}" for found in places[:3])
+    return ProblemError(422, "invalid_request", f"{len(problems)} problem(s): {listed}", errors=places)
+
+
+def install_problem_handlers(app: FastAPI) -> None:
+    """Make every error of an application a problem document."""
+
+    @app.exception_handler(ProblemError)
+    async def _problem(_request: Request, error: ProblemError) -> Response:
+        return problem_response(error)
+
+    @app.exception_handler(BadInputError)
+    async def _bad_input(_request: Request, error: BadInputError) -> Response:
+        return problem_response(ProblemError(422, "invalid_request", str(error)))
+
+    @app.exception_handler(HyperClipError)
+    async def _ours(_request: Request, error: HyperClipError) -> Response:
+        logger.error("request failed: %s", error)
+        return problem_response(ProblemError(500, "stored_data", "what is stored for this request cannot be used"))
+
+    @app.exception_handler(RequestValidationError)
+    async def _parameters(_request: Request, error: RequestValidationError) -> Response:
+        places = [
+            {"place": ".".join(map(str, found["loc"])), "message": str(found["msg"])} for found in error.errors()[:MAX_ERRORS]
+        ]
+        listed = "; ".join(f"{found['place']}: {found['message']}" for found in places[:3])
+        return problem_response(ProblemError(422, "invalid_request", listed, errors=places))
+
+    @app.exception_handler(HTTPException)
+    async def _http(_request: Request, error: HTTPException) -> Response:
+        reason = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+        return problem_response(ProblemError(error.status_code, reason, str(error.detail), headers=error.headers))

@@ -1,0 +1,132 @@
+"""Reading request bodies: JSON, a raw picture, or a multipart form."""
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from serving.limits import ServingLimits
+from serving.problems import ProblemError, invalid_body
+from serving.schemas import WireModel
+
+Body = TypeVar("Body", bound=WireModel)
+
+DEFAULT_TOP_K = 5
+
+
+@dataclass(frozen=True)
+class Form:
+    """A multipart form: values by field, and the pictures."""
+
+    fields: dict[str, list[str]]
+    images: list[bytes]
+
+
+async def read_json(request: Request, model: type[Body]) -> Body:
+    """A JSON body of a given form.
+
+    Raises:
+        ProblemError: 415 another media type, 400 not JSON, 422 JSON of another form.
+    """
+    if media_type(request) != "application/json":
+        raise ProblemError(415, "unsupported_media_type", f"send application/json, not {media_type(request) or 'nothing'}")
+    body = await request.body()
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise invalid_body(error) from error
+
+
+async def read_images(request: Request, limits: ServingLimits) -> list[bytes]:
+    """The pictures of a call: the whole body, or the `images` files of a form.
+
+    Raises:
+        ProblemError: 415 a media type that is neither, 400 a broken form, 422 a form with something else in it.
+    """
+    kind = media_type(request)
+    if kind == "multipart/form-data":
+        return (await read_form(request, limits, allowed=())).images
+    if kind.startswith("image/") or kind in ("application/octet-stream", ""):
+        body = await request.body()
+        return [body] if body else []
+    raise ProblemError(415, "unsupported_media_type", f"send image bytes or multipart/form-data, not {kind}")
+
+
+async def read_form(request: Request, limits: ServingLimits, *, allowed: tuple[str, ...]) -> Form:
+    """A multipart form of pictures under `images`, and text fields under the allowed names.
+
+    Raises:
+        ProblemError: 415 no form, 400 a broken one, 422 an unknown field or a picture that is no file.
+    """
+    if media_type(request) != "multipart/form-data":
+        raise ProblemError(415, "unsupported_media_type", f"send multipart/form-data, not {media_type(request) or 'nothing'}")
+    # one more than allowed, so that the usual check refuses it and says by how much
+    max_fields = limits.max_labels + limits.max_templates + 8
+    fields: dict[str, list[str]] = {}
+    images: list[bytes] = []
+    try:
+        async with request.form(max_files=limits.max_images + 1, max_fields=max_fields) as form:
+            for name, value in form.multi_items():
+                if name == "images" and isinstance(value, UploadFile):
+                    images.append(await value.read())
+                elif name in allowed and isinstance(value, str):
+                    fields.setdefault(name, []).append(value)
+                else:
+                    names = ", ".join((*allowed, "images (files)"))
+                    raise ProblemError(422, "unknown_field", f"the form holds {name[:60]!r}; it may hold {names}")
+    except (HTTPException, KeyError, UnicodeError) as error:
+        detail = error.detail if isinstance(error, HTTPException) else f"a part of it has no usable header ({error!r})"
+        raise ProblemError(400, "malformed_form", f"the multipart form cannot be read: {detail}") from error
+    return Form(fields, images)
+
+
+def single(form: Form, name: str) -> str | None:
+    """The value of a field that may be there once.
+
+    Raises:
+        ProblemError: it is there more often.
+    """
+    values = form.fields.get(name, [])
+    if len(values) > 1:
+        raise ProblemError(422, "repeated_field", f"the form holds {name!r} {len(values)} times")
+    return values[0] if values else None
+
+
+def top_k_of(text: str | None, limits: ServingLimits) -> int:
+    """How many labels an answer should hold.
+
+    Raises:
+        ProblemError: not a whole number in the allowed range.
+    """
+    if text is None:
+        return min(DEFAULT_TOP_K, limits.max_top_k)
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and 1 <= int(text) <= limits.max_top_k):
+        raise ProblemError(422, "bad_top_k", f"top_k must be a whole number from 1 to {limits.max_top_k}, not {text[:20]!r}")
+    return int(text)
+
+
+def media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def json_body(model: type[WireModel]) -> dict[str, Any]:
+    """How OpenAPI shows a body that `read_json` reads."""
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def form_body(*, texts: dict[str, str], raw_image: bool) -> dict[str, Any]:
+    """How OpenAPI shows a form of pictures, with text fields or lists of them, and a raw picture in its place."""
+    binary = {"type": "string", "format": "binary"}
+    kinds: dict[str, Any] = {"many": {"type": "array", "items": {"type": "string"}}, "one": {"type": "string"}}
+    properties = {name: kinds[kind] for name, kind in texts.items()} | {"images": {"type": "array", "items": binary}}
+    required = [name for name in properties if name in ("labels", "images")]
+    content: dict[str, Any] = {
+        "multipart/form-data": {"schema": {"type": "object", "properties": properties, "required": required}}
+    }
+    if raw_image:
+        content |= {kind: {"schema": binary} for kind in ("image/jpeg", "image/png", "image/webp", "application/octet-stream")}
+    return {"requestBody": {"required": True, "content": content}}

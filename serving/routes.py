@@ -1,0 +1,143 @@
+"""The HTTP interface as a plain FastAPI application over a `ClassifierService`: no Ray in here."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request
+from starlette.responses import FileResponse, Response
+
+from serving.metrics import CONTENT_TYPE_LATEST
+from serving.middleware import Admission, RequestContext
+from serving.problems import MEDIA_TYPE, install_problem_handlers
+from serving.requests import form_body, json_body, read_form, read_images, read_json, single, top_k_of
+from serving.schemas import (
+    ClassifyAnswer,
+    EmbeddingAnswer,
+    Health,
+    ModelList,
+    Parameters,
+    Problem,
+    TaskCreated,
+    TaskInfo,
+    TaskRequest,
+    TextRequest,
+)
+from serving.service import ClassifierService
+
+WEB = Path(__file__).parent / "web"
+PAGES = {"/": "index.html", "/app.js": "app.js", "/style.css": "style.css", "/icon.svg": "icon.svg"}
+
+TopK = Annotated[str | None, Query(description="Labels in the answer, best first; 5 when absent.", pattern="^[0-9]+$")]
+UsedParameters = Annotated[Parameters, Query(description="`neutral` scores without the generated parameters, to compare.")]
+PROBLEMS: Mapping[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "content": {MEDIA_TYPE: {}}, "description": description}
+    for status, description in {
+        400: "The body cannot be read",
+        413: "Body or picture too large",
+        415: "Not a media type or picture format that is read",
+        422: "What was asked for cannot be done",
+        429: "Too many requests; wait as `Retry-After` says",
+        503: "Not ready, or no answer in time",
+    }.items()
+}
+NOT_FOUND: Mapping[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "No such task"}}
+
+
+def create_http_app(service: ClassifierService) -> FastAPI:
+    """Build the application; every error it gives is a problem document."""
+    limits = service.limits
+    # FastAPI's own documentation pages load scripts from elsewhere
+    app = FastAPI(title="HyperCLIP", version="1", docs_url=None, redoc_url=None, responses=dict(PROBLEMS))
+    install_problem_handlers(app)
+    app.add_middleware(Admission, limits=limits, metrics=service.metrics)
+    app.add_middleware(RequestContext, metrics=service.metrics)  # the last one is the outermost
+
+    @app.post("/v1/tasks", tags=["tasks"], openapi_extra=json_body(TaskRequest))
+    async def create_task(request: Request) -> TaskCreated:
+        """Name the classes; the same names again give the same task."""
+        return await service.create_task(await read_json(request, TaskRequest))
+
+    @app.get("/v1/tasks/{task_id}", tags=["tasks"], responses=dict(NOT_FOUND))
+    async def get_task(task_id: str) -> TaskInfo:
+        """What a task is."""
+        return await service.get_task(task_id)
+
+    @app.delete("/v1/tasks/{task_id}", tags=["tasks"], status_code=204, responses=dict(NOT_FOUND))
+    async def delete_task(task_id: str) -> Response:
+        """Forget a task and everything made for it."""
+        await service.delete_task(task_id)
+        return Response(status_code=204)
+
+    @app.get("/v1/tasks/{task_id}/export", tags=["tasks"], responses=dict(NOT_FOUND), response_class=Response)
+    async def export_task(task_id: str) -> Response:
+        """The specialized encoder as an ONNX package for a device (zip)."""
+        package = await service.export(task_id)
+        name = f'attachment; filename="hyperclip-{task_id[:12]}.zip"'
+        return Response(package, media_type="application/zip", headers={"content-disposition": name})
+
+    @app.post(
+        "/v1/tasks/{task_id}/classify",
+        tags=["pictures"],
+        responses=dict(NOT_FOUND),
+        openapi_extra=form_body(texts={}, raw_image=True),
+    )
+    async def classify(
+        request: Request, task_id: str, top_k: TopK = None, parameters: UsedParameters = "specialized"
+    ) -> ClassifyAnswer:
+        """Classify one picture (raw bytes) or several (a form with `images`)."""
+        number = top_k_of(top_k, limits)
+        return await service.classify(task_id, await read_images(request, limits), top_k=number, parameters=parameters)
+
+    one_call = {"labels": "many", "templates": "many", "pinned_version": "one", "top_k": "one"}
+
+    @app.post("/v1/classify", tags=["pictures"], openapi_extra=form_body(texts=one_call, raw_image=False))
+    async def classify_at_once(request: Request) -> ClassifyAnswer:
+        """Labels and pictures in one form: repeat `labels` and `images`."""
+        form = await read_form(request, limits, allowed=tuple(one_call))
+        top_k = top_k_of(single(form, "top_k"), limits)
+        templates = form.fields.get("templates")
+        task = await service.create_task(
+            TaskRequest(
+                labels=tuple(form.fields.get("labels", ())),
+                templates=None if templates is None else tuple(templates),
+                pinned_version=single(form, "pinned_version"),
+            )
+        )
+        return await service.classify(task.task_id, form.images, top_k=top_k)
+
+    @app.post("/v1/embed/image", tags=["features"], openapi_extra=form_body(texts={}, raw_image=True))
+    async def embed_image(request: Request) -> EmbeddingAnswer:
+        """Neutral features of pictures: they depend on no labels, so they can be stored and compared."""
+        return await service.embed_images(await read_images(request, limits))
+
+    @app.post("/v1/embed/text", tags=["features"], openapi_extra=json_body(TextRequest))
+    async def embed_text(request: Request) -> EmbeddingAnswer:
+        """Features of texts, comparable with those of pictures."""
+        return await service.embed_texts((await read_json(request, TextRequest)).texts)
+
+    @app.get("/v1/models", tags=["service"])
+    async def models() -> ModelList:
+        """What is being served."""
+        return ModelList(models=(await service.model(),))
+
+    @app.get("/healthz", tags=["service"])
+    async def healthz() -> Health:
+        """Whether both deployments answer."""
+        return Health(status="ok", model_version=(await service.health()).version)
+
+    @app.get("/metrics", tags=["service"], response_class=Response)
+    async def metrics() -> Response:
+        """Counters of the replica that answers, in Prometheus' text form."""
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    for path, name in PAGES.items():
+        _add_page(app, path, WEB / name)
+    return app
+
+
+def _add_page(app: FastAPI, path: str, file: Path) -> None:
+    async def page() -> Response:
+        return FileResponse(file, headers={"cache-control": "no-cache"})
+
+    app.add_api_route(path, page, methods=["GET"], include_in_schema=False)

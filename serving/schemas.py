@@ -1,0 +1,162 @@
+"""Requests and answers of the HTTP interface.  Unknown keys are refused, numbers are not read from strings."""
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from infra.config import StrictModel
+
+TaskId = Annotated[str, Field(pattern="^[a-z2-7]{52}$", description="Base32 SHA-256 of what the task is.")]
+Parameters = Literal["specialized", "neutral"]
+
+
+class WireModel(StrictModel):
+    """A `StrictModel` that converts nothing."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class TaskRequest(WireModel):
+    """`POST /v1/tasks`."""
+
+    labels: tuple[str, ...] = Field(examples=[["cat", "dog", "horse"]])
+    """Names of the classes, in the order of your choice."""
+    templates: tuple[str, ...] | None = Field(default=None, examples=[["a photo of a {}"]])
+    """Texts with one `{}` for the name; the model's own when absent."""
+    pinned_version: str | None = None
+    """Model version this task stays with; it follows the champion when absent."""
+
+
+class TextRequest(WireModel):
+    """`POST /v1/embed/text`."""
+
+    texts: tuple[str, ...] = Field(examples=[["a photo of a cat"]])
+
+
+class Timings(WireModel):
+    """Where the time of a call went, in milliseconds."""
+
+    total: float
+    specialize: float | None = None
+    """Text encoder and hypernetwork; absent when nothing had to be made."""
+
+
+class TaskCreated(WireModel):
+    """A task that is ready to classify."""
+
+    task_id: TaskId
+    specialization_id: str
+    """Which encoder, made by which model: changes with the champion, while `task_id` stays."""
+    model_version: str
+    num_labels: int
+    cached: bool
+    """True when it was there already."""
+    timings_ms: Timings
+
+
+class TaskInfo(WireModel):
+    """`GET /v1/tasks/{id}`."""
+
+    task_id: TaskId
+    specialization_id: str
+    model_version: str
+    labels: tuple[str, ...]
+    templates: tuple[str, ...] | None
+    pinned_version: str | None
+
+
+class Prediction(WireModel):
+    """One label for one picture."""
+
+    label: str
+    score: float
+    """Softmax: how the labels share the picture."""
+    match: float
+    """Sigmoid: this label for itself; low for every label means "none of these"."""
+
+
+class Problem(WireModel):
+    """RFC 9457 problem details; the body of every error."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+
+
+class ImageTimings(WireModel):
+    """Where the time of one picture went, in milliseconds."""
+
+    decode: float
+    queue: float
+    """Waiting for the batch to fill and the encoder to be free."""
+    forward: float
+    """The forward pass that it shared with the other pictures of its batch."""
+
+
+class ImageResult(WireModel):
+    """What is said about one picture: predictions, or why there are none."""
+
+    predictions: tuple[Prediction, ...] | None = None
+    """Best first."""
+    problem: Problem | None = None
+    batch_size: int | None = None
+    timings_ms: ImageTimings | None = None
+
+
+class ClassifyAnswer(WireModel):
+    """One result per picture, in the order in which they came."""
+
+    task_id: TaskId
+    specialization_id: str
+    model_version: str
+    parameters: Parameters
+    results: tuple[ImageResult, ...]
+    timings_ms: Timings
+
+
+class EmbeddingResult(WireModel):
+    """A unit vector, or why there is none."""
+
+    embedding: tuple[float, ...] | None = None
+    problem: Problem | None = None
+
+
+class EmbeddingAnswer(WireModel):
+    """Unit vectors that do not depend on any labels; dot products between pictures and texts are comparable."""
+
+    model_version: str
+    dimensions: int
+    results: tuple[EmbeddingResult, ...]
+    timings_ms: Timings
+
+
+class ModelInfo(WireModel):
+    """A model that is being served."""
+
+    name: str
+    version: str
+    digest: str
+    """SHA-256 of the bundle."""
+    architecture: str
+    image_size: int
+    embed_dim: int
+    num_generated: int
+    """Values that are generated for a task."""
+    templates: tuple[str, ...]
+    metrics: dict[str, float]
+
+
+class ModelList(WireModel):
+    """`GET /v1/models`."""
+
+    models: tuple[ModelInfo, ...]
+
+
+class Health(WireModel):
+    """`GET /healthz`."""
+
+    status: Literal["ok"]
+    model_version: str

@@ -1,0 +1,299 @@
+"""What the ingress does, without Ray and without HTTP: find or make the task, ask the backends, put the answer together."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Sequence
+from typing import TypeVar
+
+from infra.errors import BadInputError
+from serving.limits import ServingLimits
+from serving.messages import (
+    NOT_SPECIALIZED,
+    Classified,
+    Embedded,
+    HypernetworkBackend,
+    ImageEncoderBackend,
+    Refused,
+    Specialized,
+)
+from serving.metrics import IngressMetrics
+from serving.problems import ProblemError, make_problem
+from serving.schemas import (
+    ClassifyAnswer,
+    EmbeddingAnswer,
+    EmbeddingResult,
+    ImageResult,
+    ModelInfo,
+    Parameters,
+    TaskCreated,
+    TaskInfo,
+    TaskRequest,
+    Timings,
+)
+from serving.single_flight import SingleFlight
+from serving.task_cache import TaskCache
+from serving.task_record import TaskRecord, is_task_id, make_record, specialization_id
+from serving.task_store import TaskStore
+
+Result = TypeVar("Result")
+
+DEFAULT_TENANT = "default"
+
+
+class ClassifierService:
+    """Every call of the interface.  Mistakes of the caller are raised as `ProblemError` or `BadInputError`."""
+
+    def __init__(
+        self,
+        *,
+        hypernetwork: HypernetworkBackend,
+        image_encoder: ImageEncoderBackend,
+        store: TaskStore,
+        limits: ServingLimits,
+        metrics: IngressMetrics,
+        task_cache_s: float,
+    ) -> None:
+        self.limits = limits
+        self.metrics = metrics
+        self._hypernetwork = hypernetwork
+        self._image_encoder = image_encoder
+        self._store = store
+        self._tasks = TaskCache(ttl_s=task_cache_s)
+        self._flights = SingleFlight()
+        self._model: ModelInfo | None = None
+
+    # ---- models ------------------------------------------------------------------------------------------------------
+
+    async def model(self) -> ModelInfo:
+        """The model being served; asked for once, and again whenever an answer shows that it has changed."""
+        if self._model is None:
+            self._model = await self._within(self.limits.request_timeout_s, self._hypernetwork.describe())
+        return self._model
+
+    async def health(self) -> ModelInfo:
+        """Both deployments answer.
+
+        Raises:
+            Exception: one of them does not.
+        """
+        model, _ = await asyncio.gather(
+            self._within(self.limits.request_timeout_s, self._hypernetwork.describe()),
+            self._within(self.limits.request_timeout_s, self._image_encoder.describe()),
+        )
+        self._model = model
+        return model
+
+    # ---- tasks -------------------------------------------------------------------------------------------------------
+
+    async def create_task(self, request: TaskRequest) -> TaskCreated:
+        """Make a task ready to classify; the same task again costs next to nothing."""
+        started = time.perf_counter()
+        record = self._record(request)
+        model = await self.model()
+        check_pin(record, model)
+        specialized = await self._flights.do(record.task_id, lambda: self._make_ready(record, model))
+        self.metrics.tasks.labels(str(specialized is None).lower()).inc()
+        if specialized is not None:
+            model = specialized.model
+        return TaskCreated(
+            task_id=record.task_id,
+            specialization_id=specialization_id(record.task_id, model.digest),
+            model_version=model.version,
+            num_labels=len(record.labels),
+            cached=specialized is None,
+            timings_ms=Timings(total=_since(started), specialize=None if specialized is None else specialized.milliseconds),
+        )
+
+    async def get_task(self, task: str) -> TaskInfo:
+        record, model = await self._find(task), await self.model()
+        return TaskInfo(
+            task_id=record.task_id,
+            specialization_id=specialization_id(record.task_id, model.digest),
+            model_version=model.version,
+            labels=record.labels,
+            templates=record.templates,
+            pinned_version=record.pinned_version,
+        )
+
+    async def delete_task(self, task: str) -> None:
+        record = await self._find(task)
+        self._tasks.forget(record.task_id)
+        await asyncio.to_thread(self._store.delete, record.task_id, tenant=record.tenant)
+
+    async def export(self, task: str) -> bytes:
+        """The edge package of a task, as a zip file."""
+        record = await self._find(task)
+        check_pin(record, await self.model())
+        package = await self._flights.do(
+            ("export", record.task_id),
+            lambda: self._within(self.limits.specialize_timeout_s, self._hypernetwork.export(record)),
+        )
+        if isinstance(package, Refused):
+            raise ProblemError.of(package)
+        return package
+
+    # ---- pictures and texts ------------------------------------------------------------------------------------------
+
+    async def classify(
+        self, task: str, images: Sequence[bytes], *, top_k: int, parameters: Parameters = "specialized"
+    ) -> ClassifyAnswer:
+        """Scores of each picture; an unreadable picture fails alone, unless there is no other."""
+        started = time.perf_counter()
+        self._check_images(images)
+        record = await self._find(task)
+        model = await self.model()
+        check_pin(record, model)
+        milliseconds = None
+        results = await self._ask_encoder(record, model, images, parameters=parameters, top_k=top_k)
+        if results == NOT_SPECIALIZED:  # the champion has changed, or what was stored has gone
+            made = await self._flights.do(record.task_id, lambda: self._specialize(record))
+            self._model = model = made.model
+            milliseconds = made.milliseconds
+            results = await self._ask_encoder(record, model, images, parameters=parameters, top_k=top_k)
+        if isinstance(results, Refused):
+            raise ProblemError(503, "not_ready", results.detail, headers={"retry-after": str(self.limits.retry_after_s)})
+        for result in results:
+            self.metrics.images.labels(result.reason if isinstance(result, Refused) else "classified").inc()
+            if isinstance(result, Classified):
+                self.metrics.batch_size.observe(result.batch_size)
+        _raise_if_all_refused(results)
+        return ClassifyAnswer(
+            task_id=record.task_id,
+            specialization_id=specialization_id(record.task_id, model.digest),
+            model_version=model.version,
+            parameters=parameters,
+            results=tuple(_image_result(result) for result in results),
+            timings_ms=Timings(total=_since(started), specialize=milliseconds),
+        )
+
+    async def embed_images(self, images: Sequence[bytes]) -> EmbeddingAnswer:
+        """Neutral features of each picture."""
+        started = time.perf_counter()
+        self._check_images(images)
+        results = await self._within(self.limits.request_timeout_s, self._image_encoder.embed(images))
+        return await self._embedding_answer(results, started)
+
+    async def embed_texts(self, texts: Sequence[str]) -> EmbeddingAnswer:
+        started = time.perf_counter()
+        if len(texts) > self.limits.max_texts:
+            raise BadInputError(f"{len(texts):,} texts; at most {self.limits.max_texts:,} are allowed in one call")
+        results = await self._within(self.limits.request_timeout_s, self._hypernetwork.embed_texts(texts))
+        if isinstance(results, Refused):
+            raise ProblemError.of(results)
+        return await self._embedding_answer(results, started)
+
+    # ---- parts -------------------------------------------------------------------------------------------------------
+
+    def _record(self, request: TaskRequest) -> TaskRecord:
+        limits = self.limits
+        if len(request.labels) > limits.max_labels:
+            raise BadInputError(f"{len(request.labels):,} labels; at most {limits.max_labels:,} are allowed in one task")
+        if request.templates is not None and len(request.templates) > limits.max_templates:
+            raise BadInputError(f"{len(request.templates):,} templates; at most {limits.max_templates:,} are allowed")
+        for text in (*request.labels, *(request.templates or ())):
+            if len(text) > limits.max_label_characters:
+                raise BadInputError(
+                    f"{text[:40]!r}... has {len(text):,} characters; at most {limits.max_label_characters} are allowed"
+                )
+        return make_record(
+            tenant=DEFAULT_TENANT, labels=request.labels, templates=request.templates, pinned_version=request.pinned_version
+        )
+
+    async def _find(self, task: str) -> TaskRecord:
+        record = self._tasks.get(task)
+        if record is None and is_task_id(task):
+            record = await asyncio.to_thread(self._store.get, task, tenant=DEFAULT_TENANT)
+        if record is None:
+            raise ProblemError(404, "unknown_task", "there is no such task; create it with POST /v1/tasks")
+        self._tasks.put(record)
+        return record
+
+    async def _make_ready(self, record: TaskRecord, model: ModelInfo) -> Specialized | None:
+        """Store the task, and its encoder unless that is there; None when it was."""
+        specialization = specialization_id(record.task_id, model.digest)
+        made = None
+        if not await asyncio.to_thread(self._store.has_encoder, record.task_id, specialization):
+            made = await self._specialize(record)
+            self._model = made.model
+        await asyncio.to_thread(self._store.put, record)
+        self._tasks.put(record)
+        return made
+
+    async def _specialize(self, record: TaskRecord) -> Specialized:
+        made = await self._within(self.limits.specialize_timeout_s, self._hypernetwork.specialize(record))
+        if isinstance(made, Refused):
+            raise ProblemError.of(made)
+        return made
+
+    async def _ask_encoder(
+        self, record: TaskRecord, model: ModelInfo, images: Sequence[bytes], *, parameters: Parameters, top_k: int
+    ) -> list[Classified | Refused] | Refused:
+        call = self._image_encoder.classify(
+            images,
+            task_id=record.task_id,
+            specialization_id=specialization_id(record.task_id, model.digest),
+            parameters=parameters,
+            top_k=top_k,
+        )
+        return await self._within(self.limits.request_timeout_s, call)
+
+    def _check_images(self, images: Sequence[bytes]) -> None:
+        if not images:
+            raise ProblemError(422, "no_image", "there is no picture in the request")
+        if len(images) > self.limits.max_images:
+            raise ProblemError(
+                422, "too_many_images", f"{len(images)} pictures; at most {self.limits.max_images} are allowed in one call"
+            )
+
+    async def _embedding_answer(self, results: Sequence[Embedded | Refused], started: float) -> EmbeddingAnswer:
+        _raise_if_all_refused(results)
+        model = await self.model()
+        return EmbeddingAnswer(
+            model_version=model.version,
+            dimensions=model.embed_dim,
+            results=tuple(
+                EmbeddingResult(problem=make_problem(result.status, result.reason, result.detail))
+                if isinstance(result, Refused)
+                else EmbeddingResult(embedding=tuple(result.features.tolist()))
+                for result in results
+            ),
+            timings_ms=Timings(total=_since(started)),
+        )
+
+    async def _within(self, seconds: float, call: Awaitable[Result]) -> Result:
+        try:
+            async with asyncio.timeout(seconds):
+                return await call
+        except TimeoutError as error:
+            raise ProblemError(
+                503,
+                "timeout",
+                f"no answer within {seconds:g} s; try again",
+                headers={"retry-after": str(self.limits.retry_after_s)},
+            ) from error
+
+
+def check_pin(record: TaskRecord, model: ModelInfo) -> None:
+    """Raises ProblemError when a task stays with a version that is not the one being served."""
+    if record.pinned_version not in (None, model.version):
+        raise ProblemError(
+            409,
+            "version_not_served",
+            f"the task is pinned to model version {record.pinned_version!r}; this service has version {model.version!r}",
+        )
+
+
+def _raise_if_all_refused(results: Sequence[object]) -> None:
+    refused = [result for result in results if isinstance(result, Refused)]
+    if len(refused) == len(results):
+        raise ProblemError.of(refused[0])
+
+
+def _image_result(result: Classified | Refused) -> ImageResult:
+    if isinstance(result, Refused):
+        return ImageResult(problem=make_problem(result.status, result.reason, result.detail))
+    return ImageResult(predictions=result.predictions, batch_size=result.batch_size, timings_ms=result.timings)
+
+
+def _since(started: float) -> float:
+    return round((time.perf_counter() - started) * 1000, 3)

@@ -1,0 +1,105 @@
+"""Tasks and the encoders made for them, in a folder or an object store, so that a restart finds them.
+
+tasks/TENANT/TASK.json                                  what the task is
+specialized/TASK/SPECIALIZATION/encoder.safetensors     delta and label features, written before
+specialized/TASK/SPECIALIZATION/task.json               which says that they are complete
+specialized/TASK/SPECIALIZATION/package.zip             the edge package, once somebody asked for it
+
+Every address follows from the content: writing the same thing twice, or at the same time, changes nothing.
+"""
+
+import tempfile
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from infra import storage
+from infra.errors import BadInputError, CorruptArtefactError, HyperClipError
+from serving.task_record import TaskRecord, is_task_id, specialization_id, task_id
+from training.bundle import Bundle
+from training.specialize import TASK_NAME, SpecializedEncoder, load_specialized, save_specialized
+
+ENCODER_NAME = "encoder.safetensors"
+PACKAGE_NAME = "package.zip"
+
+
+class NotSpecializedError(HyperClipError):
+    """No usable encoder is stored for this task and model; making it (again) is the remedy."""
+
+
+class TaskStore:
+    """Reads and writes tasks below one URI."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+
+    def put(self, record: TaskRecord) -> None:
+        """Store a task; one that is there is left as it is."""
+        uri = self._record_uri(record.tenant, record.task_id)
+        if not storage.exists(uri):
+            storage.write_atomic(uri, record.model_dump_json(indent=1))
+
+    def get(self, task: str, *, tenant: str) -> TaskRecord | None:
+        """A task, or None when there is none.
+
+        Raises:
+            CorruptArtefactError: what is stored is not the task of that address.
+        """
+        uri = self._record_uri(tenant, task)
+        if not storage.exists(uri):
+            return None
+        storage.check_schema_version(uri, newest=1)
+        record = storage.read_model(uri, TaskRecord)
+        expected = task_id(
+            tenant=tenant, labels=record.labels, templates=record.templates, pinned_version=record.pinned_version
+        )
+        if not task == record.task_id == expected:
+            raise CorruptArtefactError(f"{uri} holds another task ({expected}); delete the file and create the task again")
+        return record
+
+    def delete(self, task: str, *, tenant: str) -> None:
+        """Forget a task and what was made for it; an unknown one is no error."""
+        storage.remove(self._record_uri(tenant, task))
+        storage.remove(storage.join(self.uri, "specialized", task))
+
+    def has_encoder(self, task: str, specialization: str) -> bool:
+        return storage.exists(self._encoder_uri(task, specialization, TASK_NAME))
+
+    def put_encoder(self, task: str, encoder: SpecializedEncoder, bundle: Bundle) -> str:
+        """Store an encoder whole or not at all; returns its specialization id."""
+        specialization = specialization_id(task, bundle.digest)
+        with tempfile.TemporaryDirectory() as folder:
+            save_specialized(encoder, Path(folder), bundle)
+            for name in (ENCODER_NAME, TASK_NAME):  # the one that says "done" last
+                storage.write_atomic(self._encoder_uri(task, specialization, name), (Path(folder) / name).read_bytes())
+        return specialization
+
+    def get_encoder(self, task: str, specialization: str, bundle: Bundle) -> SpecializedEncoder:
+        """Read an encoder.
+
+        Raises:
+            NotSpecializedError: none is there, it is damaged, or another model made it.
+        """
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                for name in (ENCODER_NAME, TASK_NAME):
+                    (Path(folder) / name).write_bytes(storage.read_bytes(self._encoder_uri(task, specialization, name)))
+                return load_specialized(Path(folder), bundle)
+        except (BadInputError, CorruptArtefactError, SafetensorError, KeyError, ValueError) as error:
+            raise NotSpecializedError(f"no encoder {specialization} for task {task}: {error}") from error
+
+    def put_package(self, task: str, specialization: str, package: bytes) -> None:
+        storage.write_atomic(self._encoder_uri(task, specialization, PACKAGE_NAME), package)
+
+    def get_package(self, task: str, specialization: str) -> bytes | None:
+        uri = self._encoder_uri(task, specialization, PACKAGE_NAME)
+        return storage.read_bytes(uri) if storage.exists(uri) else None
+
+    def _record_uri(self, tenant: str, task: str) -> str:
+        if not is_task_id(task):
+            raise BadInputError(f"{task!r} is not a task id")
+        return storage.join(self.uri, "tasks", tenant, f"{task}.json")
+
+    def _encoder_uri(self, task: str, specialization: str, name: str) -> str:
+        assert is_task_id(task)
+        return storage.join(self.uri, "specialized", task, specialization, name)
