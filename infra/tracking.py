@@ -19,8 +19,9 @@ CANDIDATE = "candidate"
 CHAMPION = "champion"
 _PAST_CHAMPIONS = "past_champions"
 _MAX_PAST_CHAMPIONS = 100  # a tag of MLflow holds 5,000 characters
-# MLflow's codes for a thing that is not there; an alias that is not there counts as an invalid value
-_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+# MLflow's codes for a thing that is not there.  An alias that is not there counts as an invalid value; and a server with logins
+# says "permission denied" to everyone but its administrator, so that the answer does not tell what exists.
+_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED")
 
 
 class TrackingConfig(StrictModel):
@@ -144,7 +145,7 @@ class Tracker:
         try:
             found = self._client.get_model_version_by_alias(name, alias)
         except self._mlflow.exceptions.MlflowException as error:
-            if error.error_code not in _ABSENT:  # a refused login or a dead server is not "no such alias"
+            if error.error_code not in _ABSENT:  # a wrong password or a dead server is not "no such alias"
                 raise
             return None
         return self._as_version(found)

@@ -6,6 +6,7 @@ from typing import Any
 
 import mlflow
 import pytest
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from infra.errors import BadInputError
 from infra.tracking import CANDIDATE, CHAMPION, ModelVersion, Tracker, TrackingConfig
@@ -185,16 +186,26 @@ def test_an_unknown_model_has_no_versions(tracker: Tracker) -> None:
         tracker.version("nobody", "1")
 
 
-def test_metrics_stay_with_the_version(tracker: Tracker, versions: list[ModelVersion]) -> None:
-    tracker.set_version_metrics(versions[1], {"zero_shot.top1": 0.1 + 0.2})
-    assert tracker.version(versions[1].name, "2").metrics == {"zero_shot.top1": 0.1 + 0.2}
-    assert tracker.version(versions[1].name, "1").metrics == {}
+def test_tags_stay_with_the_version(tracker: Tracker, versions: list[ModelVersion]) -> None:
+    tracker.tag_version(versions[1], {"top1": "0.3"})
+    assert tracker.version(versions[1].name, "2").tags == {"top1": "0.3"}
+    assert tracker.version(versions[1].name, "1").tags == {}
 
 
 def test_a_version_is_downloaded_whole(tracker: Tracker, versions: list[ModelVersion], tmp_path: Path) -> None:
     folder = tracker.download_model(versions[0], tmp_path)
     assert (folder / "MLmodel").is_file()
     assert folder.is_relative_to(tmp_path)
+
+
+def test_a_server_with_logins_hides_what_it_does_not_have(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*args: Any, **kwargs: Any) -> None:  # what MLflow 3.17 answers to a user who is not its administrator
+        raise mlflow.exceptions.MlflowException("Permission denied", error_code=PERMISSION_DENIED)
+
+    monkeypatch.setattr(tracker._client, "get_model_version_by_alias", denied)
+    monkeypatch.setattr(tracker._client, "update_run", denied)
+    assert tracker.version_of("m", CHAMPION) is None
+    assert not tracker.resume_run("a")
 
 
 def test_a_server_that_cannot_be_reached_is_not_an_absent_model(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,8 @@ import ray
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
+from serving.config import ServingConfig
+
 ROOT = Path(__file__).parents[2]
 KUBERAY = ROOT / "infra/kuberay"
 COMPOSE = ROOT / "infra/mlflow/compose.yaml"
@@ -208,13 +210,19 @@ def test_the_service_deploys_three_parts_that_scale_apart() -> None:
     assert config.http_options.port == 8000
     (application,) = config.applications
     assert application.import_path == "serving.app:build_application"
-    assert application.args.keys() == {"tracking", "model_name", "alias"}
+    arguments = ServingConfig.model_validate(application.args)
+    assert arguments.tracking is not None
+    assert (arguments.model_name, arguments.alias) == ("hyperclip", "champion")
+    assert "://" in arguments.task_store_uri  # a folder of one pod would lose the tasks of the others
     assert [deployment.name for deployment in application.deployments] == ["Ingress", "Hypernetwork", "ImageEncoder"]
     for deployment in application.deployments:
         scaling = deployment.autoscaling_config
         assert isinstance(scaling, dict)
         assert 1 <= scaling["min_replicas"] < scaling["max_replicas"]
         assert scaling["target_ongoing_requests"] > 0
+    threads = {"Hypernetwork": arguments.hypernetwork.num_threads, "ImageEncoder": arguments.image_encoder.num_threads}
+    cpus = {deployment.name: deployment.ray_actor_options.num_cpus for deployment in application.deployments}
+    assert threads.items() <= cpus.items()
     head_ports = service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"]
     assert {"name": "serve", "containerPort": 8000} in head_ports
 
