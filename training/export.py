@@ -159,6 +159,7 @@ def _build(
         raise BadInputError(
             f"the encoder was made by model {encoder.task.bundle_digest[:12]}, not by {bundle.digest[:12]}; specialize again"
         )
+    images = [torch.from_numpy(preprocess(picture, bundle.preprocess))[None] for picture in pictures]
     # a copy: a forward pass leaves its delta in the layers, and the model may be serving others meanwhile
     functional = copy.deepcopy(bundle.model.image_encoder).cpu().eval()
     edge = EdgeModel(fold(functional, encoder.delta.cpu()), encoder).eval().requires_grad_(False)
@@ -173,7 +174,6 @@ def _build(
         scores = class_scores(features, edge.text_features, logit_scale=edge.logit_scale, logit_bias=edge.logit_bias)
         return Outputs(scores.softmax.numpy(), scores.match.numpy(), features.numpy())
 
-    images = [torch.from_numpy(preprocess(picture, bundle.preprocess))[None] for picture in pictures]
     certificate = certify(
         torch.cat([random_inputs(size), *images]),
         functional=run_functional,

@@ -75,11 +75,11 @@ def random_images(count: int, size: int = 32, *, seed: int = 0) -> Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
-def picture_bytes(width: int, height: int, *, mode: str = "RGB", seed: int = 0, format: str = "PNG") -> bytes:  # noqa: A002
+def picture_bytes(width: int, height: int, *, mode: str = "RGB", seed: int = 0, encoding: str = "PNG") -> bytes:
     """An encoded picture of smooth random colours."""
     channels = {"RGB": 3, "RGBA": 4}[mode]
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, channels), dtype=np.uint8)
     picture = Image.fromarray(coarse, mode).resize((width, height), Image.Resampling.BILINEAR)
     buffer = io.BytesIO()
-    picture.save(buffer, format)
+    picture.save(buffer, encoding)
     return buffer.getvalue()

@@ -1,0 +1,231 @@
+"""An exported package computes what the model computes, or it does not exist."""
+
+import io
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from infra.errors import BadInputError, ParityError
+from tests.unit.model_helpers import LABELS, config_with, make_bundle, picture_bytes, random_images
+from training.bundle import Bundle
+from training.export import ExportReport, export_package, package_bytes
+from training.fold import fold_image_encoder
+from training.model.image_encoder import ImageEncoder
+from training.model.parameter_delta import GroupDelta
+from training.package_readme import USAGE
+from training.parity import BOUND, Outputs, ParityCertificate, certify
+from training.preprocess import preprocess
+from training.specialize import SpecializedEncoder, specialize
+
+FILES = ["README.md", "certificate.json", "labels.json", "model.onnx", "preprocess.json"]
+NETWORKS = [("test_efficientnet", 32), ("tinynet_e", 48), ("mobilenetv3_small_100", 32)]
+
+
+class Exported:
+    """A package and what it was made from."""
+
+    def __init__(self, folder: Path, trunk: str, size: int) -> None:
+        self.bundle: Bundle = make_bundle(folder / "bundle", config_with(trunk, size))
+        self.encoder: SpecializedEncoder = specialize(self.bundle, LABELS)
+        self.size = size
+        self.folder = folder / "package"
+        self.report: ExportReport = export_package(
+            self.bundle, self.encoder, self.folder, pictures=[picture_bytes(60, 40, mode="RGBA")]
+        )
+
+    def session(self) -> onnxruntime.InferenceSession:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        return onnxruntime.InferenceSession(str(self.folder / "model.onnx"), options)
+
+
+@pytest.fixture(scope="module", params=NETWORKS, ids=lambda network: network[0])
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return Exported(tmp_path_factory.mktemp("export"), *request.param)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, SpecializedEncoder]:
+    bundle = make_bundle(tmp_path_factory.mktemp("small") / "bundle")
+    return bundle, specialize(bundle, LABELS)
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_the_file_computes_what_the_model_computes(exported: Exported, batch: int) -> None:
+    images = random_images(batch, exported.size, seed=9)
+    scores, match, features = exported.session().run(None, {"images": images.numpy()})
+    expected = exported.encoder.scores(exported.bundle, images)
+    neutral = exported.bundle.model.encode_image(images)
+    specialized = exported.bundle.model.encode_image(images, GroupDelta(exported.encoder.delta[None]))
+    assert (specialized - neutral).abs().max() > 100 * BOUND  # so that a forgotten delta would be seen
+    np.testing.assert_allclose(scores, expected.softmax, atol=BOUND)
+    np.testing.assert_allclose(match, expected.match, atol=BOUND)
+    np.testing.assert_allclose(features, specialized, atol=BOUND)
+
+
+def test_the_package_is_five_plain_files(exported: Exported) -> None:
+    assert sorted(path.name for path in exported.folder.iterdir()) == FILES
+    assert [path.name for path in exported.folder.parent.iterdir() if path.name.startswith(".")] == []
+    data = (exported.folder / "model.onnx").read_bytes()
+    assert exported.report.model_bytes == len(data)
+    assert b"site-packages" not in data and str(Path(__file__).parents[2]).encode() not in data
+
+
+def test_norms_of_the_network_are_gone(exported: Exported) -> None:
+    operators = {node.op_type for node in onnx.load(exported.folder / "model.onnx").graph.node}
+    assert "Conv" in operators and "BatchNormalization" not in operators
+
+
+def test_labels_and_preprocessing_come_back_from_the_file_alone(exported: Exported) -> None:
+    metadata = exported.session().get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["hyperclip.labels"]) == list(exported.encoder.task.labels)
+    assert json.loads(metadata["hyperclip.templates"]) == list(exported.encoder.task.templates)
+    assert metadata["hyperclip.bundle_digest"] == exported.bundle.digest
+    assert metadata["hyperclip.schema_version"] == "1"
+    preprocessing = json.loads((exported.folder / "preprocess.json").read_text())
+    assert json.loads(metadata["hyperclip.preprocess"]) == preprocessing
+    assert preprocessing["image_size"] == exported.size
+    labels = json.loads((exported.folder / "labels.json").read_text())
+    assert labels["labels"] == LABELS and labels["bundle_digest"] == exported.bundle.digest
+
+
+def test_the_certificate_is_about_this_file(exported: Exported) -> None:
+    certificate = ParityCertificate.model_validate_json((exported.folder / "certificate.json").read_text())
+    assert certificate == exported.report.certificate
+    assert certificate.model_sha256 == sha256((exported.folder / "model.onnx").read_bytes()).hexdigest()
+    assert (certificate.num_random_inputs, certificate.num_pictures, certificate.batch_sizes) == (16, 1, (1, 5, 11))
+    assert set(certificate.max_abs_difference) == {"onnx_vs_functional", "onnx_vs_folded", "folded_vs_functional"}
+    for difference in certificate.max_abs_difference.values():
+        assert max(difference.scores, difference.match, difference.image_features) <= certificate.bound == BOUND
+    assert certificate.top1_agreement + certificate.top1_ties / 17 == 1
+    assert certificate.versions["onnxruntime"] == onnxruntime.__version__
+
+
+def test_the_readmes_code_classifies_without_ours(exported: Exported, tmp_path: Path) -> None:
+    readme = (exported.folder / "README.md").read_text()
+    assert f"```python\n{USAGE}```" in readme
+    data = picture_bytes(70, 50, mode="RGBA", seed=4)
+    (tmp_path / "picture.png").write_bytes(data)
+    run = subprocess.run(
+        [sys.executable, "-I", "-c", USAGE, str(tmp_path / "picture.png")],
+        cwd=exported.folder, capture_output=True, text=True, check=False, encoding="utf-8",
+        env={"PYTHONUTF8": "1", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    image = torch.from_numpy(preprocess(data, exported.bundle.preprocess))[None]
+    expected = exported.encoder.scores(exported.bundle, image).softmax[0]
+    printed = {label: float(rest.split()[0]) for label, rest in (line.split("  score ") for line in run.stdout.splitlines())}
+    assert printed.keys() == set(LABELS)
+    for label, score in zip(LABELS, expected.tolist(), strict=True):
+        assert abs(printed[label] - score) < 0.02  # three digits, and transparency is blended with another rounding
+
+
+@pytest.mark.parametrize("exported", NETWORKS[:1], indirect=True, ids=lambda network: network[0])
+def test_the_zip_is_the_same_package(exported: Exported) -> None:
+    with zipfile.ZipFile(io.BytesIO(package_bytes(exported.bundle, exported.encoder))) as archive:
+        assert sorted(archive.namelist()) == FILES
+        assert archive.testzip() is None
+        # the same task gives the same bytes: a cache may go by their hash
+        assert archive.read("model.onnx") == (exported.folder / "model.onnx").read_bytes()
+
+
+def without_delta(encoder: ImageEncoder, delta: Tensor) -> nn.Module:
+    return fold_image_encoder(encoder, torch.zeros_like(delta))
+
+
+def test_a_wrong_fold_leaves_nothing(small: tuple[Bundle, SpecializedEncoder], tmp_path: Path) -> None:
+    with pytest.raises(ParityError, match=r"onnx_vs_functional: scores 0\.\d+, match .*bound 0\.0001.*Nothing was written"):
+        export_package(*small, tmp_path / "package", fold=without_delta)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_in_use_is_not_touched(small: tuple[Bundle, SpecializedEncoder], tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    for output in (tmp_path, tmp_path / "mine.txt"):
+        with pytest.raises(BadInputError, match="not an empty folder"):
+            export_package(*small, output)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_an_encoder_of_another_model_is_refused(small: tuple[Bundle, SpecializedEncoder], tmp_path: Path) -> None:
+    bundle, encoder = small
+    foreign = replace(encoder, task=encoder.task.rebuilt(bundle_digest="0" * 64))
+    with pytest.raises(BadInputError, match="made by model 000000000000"):
+        export_package(bundle, foreign, tmp_path / "package")
+
+
+def test_a_damaged_picture_is_refused_before_anything_is_written(
+    small: tuple[Bundle, SpecializedEncoder], tmp_path: Path
+) -> None:
+    with pytest.raises(BadInputError, match="damaged"):
+        export_package(*small, tmp_path / "package", pictures=[picture_bytes(60, 40)[:200]])
+    assert list(tmp_path.iterdir()) == []
+
+
+TEXTS = torch.eye(3)
+
+
+def outputs(images: Tensor) -> Outputs:
+    """Three labels; the features of an input are its first three numbers."""
+    features = torch.nn.functional.normalize(images.flatten(1)[:, :3], dim=1)
+    logits = 10 * features @ TEXTS.T
+    return Outputs(logits.softmax(dim=1).numpy(), logits.sigmoid().numpy(), features.numpy())
+
+
+def certificate_of(path: Callable[[Tensor], Outputs], images: Tensor) -> ParityCertificate:
+    return certify(
+        images, functional=outputs, folded=outputs, onnx=path, text_features=TEXTS, num_pictures=0,
+        model_sha256="", bundle_digest="", versions={},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", Outputs._fields)
+@pytest.mark.parametrize("wrong", [2 * BOUND, float("nan")])
+def test_one_wrong_number_is_enough(name: str, wrong: float) -> None:
+    def spoilt(images: Tensor) -> Outputs:
+        right = outputs(images)
+        values = getattr(right, name).copy()
+        values[-1, 0] += wrong
+        return right._replace(**{name: values})
+
+    with pytest.raises(ParityError, match=f"{name} (nan|0.0002)"):
+        certificate_of(spoilt, random_images(8, 2))
+
+
+def test_a_tie_is_counted_and_tolerated() -> None:
+    images = random_images(8, 2)
+    images[3].view(-1)[:3] = torch.tensor([1.0, 1.0, 0.0])  # two labels share the first place
+    images[3].view(-1)[3] = 7
+
+    def other_winner(batch: Tensor) -> Outputs:
+        right = outputs(batch)
+        scores = right.scores.copy()
+        scores[(batch.flatten(1)[:, 3] == 7).numpy(), 1] += BOUND / 10
+        return right._replace(scores=scores)
+
+    certificate = certificate_of(other_winner, images)
+    assert certificate.top1_ties == 1 and certificate.top1_agreement == 7 / 8
+
+
+_IMPORTS = """
+import sys
+import training.export
+print(sorted({"ray", "mlflow", "deepspeed", "img2dataset"} & sys.modules.keys()))
+"""
+
+
+def test_exporting_needs_no_ray_no_mlflow_and_no_deepspeed() -> None:
+    run = subprocess.run([sys.executable, "-c", _IMPORTS], capture_output=True, text=True, check=False)
+    assert run.stdout.strip() == "[]", run.stdout + run.stderr

@@ -1,0 +1,54 @@
+"""CLIP's tokens: the vocabulary, the cut, and the padding."""
+
+import pickle
+
+import pytest
+
+from training.tokenizer import CONTEXT_LENGTH, END_OF_TEXT, GOLDEN_TOKENS, START_OF_TEXT, Tokenizer, cut_to_longest
+
+TOKENIZER = Tokenizer()
+
+
+@pytest.mark.parametrize("text", sorted(GOLDEN_TOKENS))
+def test_the_vocabulary_is_clips(text: str) -> None:
+    assert TOKENIZER([text])[0].tolist() == GOLDEN_TOKENS[text]
+
+
+def test_case_and_spaces_do_not_matter() -> None:
+    assert TOKENIZER(["A  Cat "]).tolist() == TOKENIZER(["a cat"]).tolist()
+
+
+def test_a_batch_is_as_long_as_its_longest_text() -> None:
+    tokens = TOKENIZER(["a", "a photo of a cat", ""])
+    assert tokens.shape == (3, 7)
+    assert tokens[0].tolist() == [START_OF_TEXT, 320, END_OF_TEXT, 0, 0, 0, 0]
+    assert tokens[2].tolist() == [START_OF_TEXT, END_OF_TEXT, 0, 0, 0, 0, 0]
+
+
+def test_a_long_text_is_cut_and_keeps_its_end() -> None:
+    text = "word " * 100
+    tokens = TOKENIZER([text])
+    assert tokens.shape == (1, CONTEXT_LENGTH)
+    assert tokens[0, -1] == END_OF_TEXT
+    assert TOKENIZER.num_tokens(text) == 102
+
+
+def test_padded_and_cut_hold_the_same_tokens() -> None:
+    texts = ["a cat", "two dogs on a beach"]
+    padded = TOKENIZER.padded(texts)
+    assert padded.shape == (2, CONTEXT_LENGTH)
+    assert cut_to_longest(padded).tolist() == TOKENIZER(texts).tolist()
+
+
+def test_no_texts_give_no_rows() -> None:
+    assert len(TOKENIZER([])) == 0
+    assert len(TOKENIZER.padded([])) == 0
+
+
+def test_a_text_cannot_spell_the_end_of_text() -> None:
+    tokens = TOKENIZER(["<|endoftext|> a <|startoftext|>"])[0].tolist()
+    assert tokens.count(END_OF_TEXT) == tokens.count(START_OF_TEXT) == 1
+
+
+def test_a_tokenizer_can_be_sent_to_a_worker() -> None:
+    assert pickle.loads(pickle.dumps(TOKENIZER))(["a cat"]).tolist() == TOKENIZER(["a cat"]).tolist()
