@@ -6,6 +6,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.deployment import Application
 
+from infra import storage
 from serving.config import DeploymentScale, ServingConfig
 from serving.deployments.hypernetwork import Hypernetwork
 from serving.deployments.image_encoder import ImageEncoder
@@ -23,10 +24,19 @@ def build_application(args: ServingConfig) -> Application:
     config = ServingConfig.model_validate(
         args
     )  # Serve gives the mapping of a config file as this type; callers may give either
+    config = config.rebuilt(
+        task_store_uri=_absolute(config.task_store_uri),
+        bundle_uri=None if config.bundle_uri is None else _absolute(config.bundle_uri),
+    )
     served = resolve(config)
     hypernetwork = serve.deployment(Hypernetwork, **_options(config.hypernetwork, config.limits)).bind(config, served)
     image_encoder = serve.deployment(ImageEncoder, **_options(config.image_encoder, config.limits)).bind(config, served)
     return serve.deployment(Ingress, **_options(config.ingress, config.limits)).bind(config, hypernetwork, image_encoder)
+
+
+def _absolute(uri: str) -> str:
+    """Replicas have working folders of their own."""
+    return str(storage.local_path(uri)) if storage.is_local(uri) else uri
 
 
 def _options(scale: DeploymentScale, limits: ServingLimits) -> dict[str, Any]:

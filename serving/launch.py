@@ -1,5 +1,7 @@
 """Run the service on a Ray that is already connected, for as long as a `with` block lasts."""
 
+import logging
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,7 +10,7 @@ from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from infra.errors import HyperClipError
+from infra.errors import BadInputError, HyperClipError
 from serving.app import build_application
 from serving.config import ServingConfig
 
@@ -24,26 +26,40 @@ class ServiceNotHealthyError(HyperClipError):
 
 @contextmanager
 def running(config: ServingConfig) -> Iterator[str]:
-    """Start the service on `config.host` and `config.port`, give its base URL, and end it afterwards.
+    """Start the service on `config.host` and `config.port` (0 for a free one), give its base URL, and end it afterwards.
 
     Raises:
-        BadInputError: there is no such model.
+        BadInputError: there is no such model, or the port is in use.
         ServiceNotHealthyError: it does not answer.
     """
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     application = build_application(config)
+    port = _checked_port(config.host, config.port)
     host = f"[{config.host}]" if ":" in config.host else config.host
     try:
         serve.start(
             proxy_location=ProxyLocation.HeadOnly,
-            http_options=HTTPOptions(host=config.host, port=config.port),
+            http_options=HTTPOptions(host=config.host, port=port),
             logging_config=LOGGING,
         )
         serve.run(application, name=APPLICATION_NAME, route_prefix="/", logging_config=LOGGING)
-        base_url = f"http://{'127.0.0.1' if config.host == '0.0.0.0' else host}:{config.port}"  # noqa: S104  (compared, not bound)
+        base_url = f"http://{'127.0.0.1' if config.host == '0.0.0.0' else host}:{port}"  # noqa: S104  (compared, not bound)
         _wait_until_healthy(base_url)
         yield base_url
     finally:
         serve.shutdown()
+
+
+def _checked_port(host: str, port: int) -> int:
+    """The port, proven to be free; Serve itself would keep trying."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise BadInputError(f"the service cannot listen on {host} port {port}: {error.strerror}; choose another") from error
+        return int(probe.getsockname()[1])
 
 
 def _wait_until_healthy(base_url: str) -> None:

@@ -1,11 +1,9 @@
-"""What holds for every request: an id, safe headers, a bounded body, a bounded number at once, and no bare 500.
+"""What holds for every request: safe headers, a bounded body, a bounded number at once, and no bare 500.
 
 Plain ASGI: a body is counted while it arrives, so one that is too long is refused before it has been gathered.
 """
 
 import logging
-import re
-import secrets
 import time
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -18,7 +16,7 @@ from serving.problems import ProblemError, problem_response
 logger = logging.getLogger(__name__)
 
 REQUEST_ID = "x-request-id"
-_REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+"""Serve's proxy takes it from the client or makes one, hands it on, and sets it on the answer."""
 SECURITY_HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
@@ -35,7 +33,7 @@ UNBOUNDED_PATHS = ("/healthz", "/metrics")
 
 
 class RequestContext:
-    """Outermost: request id, security headers, metrics, and a problem document for what nobody caught."""
+    """Outermost: security headers, metrics, and a problem document for what nobody caught."""
 
     def __init__(self, app: ASGIApp, *, metrics: IngressMetrics) -> None:
         self._app = app
@@ -45,8 +43,6 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get(REQUEST_ID, "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         started = time.perf_counter()
         status: int | None = None
 
@@ -55,7 +51,6 @@ class RequestContext:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers[REQUEST_ID] = request_id
                 headers.setdefault("cache-control", "no-store")
                 for name, value in SECURITY_HEADERS.items():
                     headers[name] = value
@@ -64,7 +59,8 @@ class RequestContext:
         try:
             await self._app(scope, receive, send_with_headers)
         except Exception:
-            logger.exception("request %s failed", request_id)
+            request_id = Headers(scope=scope).get(REQUEST_ID, "")[:64]
+            logger.exception("request %r failed", request_id)
             if status is None:
                 detail = f"the service failed to answer; its log has the reason under request {request_id}"
                 await problem_response(ProblemError(500, "internal", detail))(scope, receive, send_with_headers)

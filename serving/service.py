@@ -91,7 +91,7 @@ class ClassifierService:
         record = self._record(request)
         model = await self.model()
         check_pin(record, model)
-        specialized = await self._flights.do(record.task_id, lambda: self._make_ready(record, model))
+        specialized = await self._flights.do(("create", record.task_id), lambda: self._make_ready(record, model))
         self.metrics.tasks.labels(str(specialized is None).lower()).inc()
         if specialized is not None:
             model = specialized.model
@@ -146,7 +146,7 @@ class ClassifierService:
         milliseconds = None
         results = await self._ask_encoder(record, model, images, parameters=parameters, top_k=top_k)
         if results == NOT_SPECIALIZED:  # the champion has changed, or what was stored has gone
-            made = await self._flights.do(record.task_id, lambda: self._specialize(record))
+            made = await self._specialize(record)
             self._model = model = made.model
             milliseconds = made.milliseconds
             results = await self._ask_encoder(record, model, images, parameters=parameters, top_k=top_k)
@@ -220,7 +220,10 @@ class ClassifierService:
         return made
 
     async def _specialize(self, record: TaskRecord) -> Specialized:
-        made = await self._within(self.limits.specialize_timeout_s, self._hypernetwork.specialize(record))
+        made = await self._flights.do(
+            ("specialize", record.task_id),
+            lambda: self._within(self.limits.specialize_timeout_s, self._hypernetwork.specialize(record)),
+        )
         if isinstance(made, Refused):
             raise ProblemError.of(made)
         return made
