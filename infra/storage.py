@@ -9,6 +9,9 @@ import json
 import os
 import posixpath
 import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -184,3 +187,22 @@ def list_folders(uri: str) -> list[str]:
         return []
     names = [posixpath.basename(e["name"].rstrip("/")) for e in filesystem.ls(path, detail=True) if e["type"] == "directory"]
     return [join(uri, name) for name in sorted(names)]
+
+
+def publish_folder(folder: Path, uri: str, *, last: str) -> None:
+    """Copy the files of a local folder to a URI, the file named `last` at the end: its presence means that all are there."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    for name in [*(name for name in names if name != last), last]:
+        write_atomic(join(uri, name), (folder / name).read_bytes())
+
+
+@contextmanager
+def localized(uri: str) -> Iterator[Path]:
+    """The files of a folder as a local one: itself where it is local, else a copy that is gone afterwards."""
+    if is_local(uri):
+        yield local_path(uri)
+        return
+    with tempfile.TemporaryDirectory(prefix="hyperclip-") as temporary:
+        for file_uri in list_files(uri):
+            (Path(temporary) / posixpath.basename(file_uri)).write_bytes(read_bytes(file_uri))
+        yield Path(temporary)

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -105,12 +107,13 @@ def train(request: TrainRequest, *, on_metrics: OnMetrics) -> None:
                 "samples_per_second": config.contrastive_batch_size * config.accumulation_steps / seconds,
                 "data_wait_share": waited / seconds,
             }
-            log.write(state.step, metrics)
+            log.add(state.step, metrics)
             on_metrics(state.step, metrics)
         state = advanced(state, config)
         if state.step % config.checkpoint.every_steps == 0 or state.step == config.num_steps:
             full = engine.full_state()  # every rank takes part, one writes
-            if rank.leads:
+            if log:
+                log.write()
                 save_checkpoint(checkpoints_uri, state, full)
                 remove_old(checkpoints_uri, keep=config.checkpoint.keep)
     if rank.leads:
@@ -136,22 +139,34 @@ def training_hash(config: TrainConfig, manifest: dict[str, Any]) -> str:
 
 
 class MetricsLog:
-    """`metrics.jsonl`, one line per logged step, and the same in MLflow where a run is given."""
+    """`metrics.jsonl`, one line per logged step, and the same in MLflow where a run is given.
+
+    The file is written with each checkpoint: a killed run loses only lines of steps that it will do again.
+    """
 
     def __init__(self, request: TrainRequest, *, first_step: int) -> None:
-        self._path = storage.local_path(request.output_uri) / "metrics.jsonl"
+        self._uri = metrics_uri(request.output_uri)
         self._run_id = request.run_id
         self._tracker = Tracker(request.tracking) if request.tracking and request.run_id else None
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < first_step]
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        storage.write_atomic(str(self._path), "".join(f"{line}\n" for line in kept))  # steps after the checkpoint come again
+        self._records = [record for record in read_metrics(request.output_uri) if record["step"] < first_step]
 
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
+    def add(self, step: int, metrics: dict[str, float]) -> None:
+        self._records.append({"step": step, **metrics})
         if self._tracker and self._run_id:
             self._tracker.log_metrics(self._run_id, metrics, step=step)
+
+    def write(self) -> None:
+        storage.write_atomic(self._uri, "".join(json.dumps(record) + "\n" for record in self._records))
+
+
+def metrics_uri(output_uri: str) -> str:
+    return storage.join(output_uri, "metrics.jsonl")
+
+
+def read_metrics(output_uri: str) -> list[dict[str, float]]:
+    """What a run has logged, one dictionary a logged step; empty before its first checkpoint."""
+    uri = metrics_uri(output_uri)
+    return [json.loads(line) for line in storage.read_bytes(uri).splitlines()] if storage.exists(uri) else []
 
 
 def _write_bundle(request: TrainRequest, checkpoints_uri: str, config_hash: str) -> None:
@@ -162,18 +177,17 @@ def _write_bundle(request: TrainRequest, checkpoints_uri: str, config_hash: str)
     config = request.config
     model = HyperClip(model_config(config.model))
     model.load_state_dict({**full.parameters, **full.buffers})
-    folder = storage.local_path(storage.join(request.output_uri, "bundle"))
-    if (folder / BUNDLE_NAME).exists():
-        return
-    storage.remove(str(folder))  # what a killed writer left
-    save_bundle(
-        folder,
-        model,
-        preprocess=config.preprocess,
-        templates=config.templates,
-        model_card=model_card(config, state),
-        metrics={"steps": float(state.step), "samples_seen": float(state.samples_seen)},
-    )
+    with tempfile.TemporaryDirectory(prefix="hyperclip-bundle-") as temporary:
+        folder = Path(temporary)
+        save_bundle(
+            folder,
+            model,
+            preprocess=config.preprocess,
+            templates=config.templates,
+            model_card=model_card(config, state),
+            metrics={"steps": float(state.step), "samples_seen": float(state.samples_seen)},
+        )
+        storage.publish_folder(folder, storage.join(request.output_uri, "bundle"), last=BUNDLE_NAME)
 
 
 def _mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
@@ -185,10 +199,4 @@ def _mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
 def _device(config: TrainConfig) -> torch.device:
     if not config.workers.use_gpu:
         return torch.device("cpu")
-    import os
-
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-
-
-def metrics_path(output_uri: str) -> Path:
-    return storage.local_path(output_uri) / "metrics.jsonl"

@@ -23,7 +23,7 @@ SIGNATURE = ModelSignature(
 )
 
 
-class HyperClipModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
+class HyperClipModel(mlflow.pyfunc.PythonModel):
     """Specializes for the given labels and classifies."""
 
     def load_context(self, context: Any) -> None:
