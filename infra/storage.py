@@ -206,3 +206,15 @@ def localized(uri: str) -> Iterator[Path]:
         for file_uri in list_files(uri):
             (Path(temporary) / posixpath.basename(file_uri)).write_bytes(read_bytes(file_uri))
         yield Path(temporary)
+
+
+def fingerprint(uri: str) -> str:
+    """What tells one version of an input from another: SHA-256 of a local file, the store's own tag of a remote one.
+
+    Raises:
+        BadInputError: nothing is there.
+    """
+    filesystem, path = _resolve(uri)
+    if not exists(uri):
+        raise BadInputError(f"{uri} does not exist")
+    return sha256(uri) if isinstance(filesystem, LocalFileSystem) else str(filesystem.ukey(path))

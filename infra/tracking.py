@@ -100,6 +100,10 @@ class Tracker:
         else:
             self._client.log_artifact(run_id, str(path), artifact_path=folder)
 
+    def log_text(self, run_id: str, text: str, name: str) -> None:
+        """Store a text as an artifact."""
+        self._client.log_text(run_id, text, name)
+
     @contextmanager
     def active(self, run_id: str) -> Iterator[None]:
         """Make a run the current one, for MLflow calls that know no run id."""

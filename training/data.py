@@ -33,6 +33,11 @@ class ShardReader:
         self.manifest = manifest
         self._first_sample = np.cumsum([0, *(shard.samples for shard in manifest.shards)])
 
+    @staticmethod
+    def open(folder_uri: str) -> "ShardReader":
+        """Without looking at the shards; `open_shards` verifies them first."""
+        return ShardReader(folder_uri, read_manifest(folder_uri))
+
     def __len__(self) -> int:
         return self.manifest.num_samples
 
@@ -61,9 +66,9 @@ def open_shards(folder_uri: str) -> ShardReader:
     Raises:
         BadInputError, CorruptArtefactError: as `read_manifest` and `verify_shards`.
     """
-    manifest = read_manifest(folder_uri)
-    verify_shards(manifest, folder_uri)
-    return ShardReader(folder_uri, manifest)
+    reader = ShardReader.open(folder_uri)
+    verify_shards(reader.manifest, folder_uri)
+    return reader
 
 
 class TrainingSamples(Dataset[dict[str, torch.Tensor]]):

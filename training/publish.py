@@ -26,16 +26,18 @@ def publish(
 ) -> tuple[ModelVersion, PromotionDecision]:
     """Log, register as `candidate`, and promote to `champion` when it beats the present one on the same pictures."""
     bundle = load_bundle(bundle_folder)  # refuses a damaged one before it is published
-    white = np.full((bundle.preprocess.image_size,) * 2 + (3,), 255, dtype=np.uint8)
-    picture = io.BytesIO()
-    Image.fromarray(white).save(picture, format="PNG")
-    model_uri = tracker.log_model(
-        run_id,
-        code=Path(__file__).with_name("mlflow_model.py"),
-        artifacts={"bundle": bundle_folder},
-        input_example={"image": [picture.getvalue()]},
-    )
-    version = tracker.register(name, model_uri=model_uri, run_id=run_id)
+    version = tracker.version_of(name, CANDIDATE)
+    if version is None or version.tags.get("bundle_digest") != bundle.digest:  # else a killed run has done it already
+        white = np.full((bundle.preprocess.image_size,) * 2 + (3,), 255, dtype=np.uint8)
+        picture = io.BytesIO()
+        Image.fromarray(white).save(picture, format="PNG")
+        model_uri = tracker.log_model(
+            run_id,
+            code=Path(__file__).with_name("mlflow_model.py"),
+            artifacts={"bundle": bundle_folder},
+            input_example={"image": [picture.getvalue()]},
+        )
+        version = tracker.register(name, model_uri=model_uri, run_id=run_id)
     headline = result.headline
     tracker.tag_version(
         version,
@@ -54,7 +56,7 @@ def publish(
 def decide(tracker: Tracker, candidate: ModelVersion, result: ZeroShotResult, pictures_digest: str) -> PromotionDecision:
     """Compare a candidate with the champion by the specialized accuracy of the first task size."""
     champion = tracker.version_of(candidate.name, CHAMPION)
-    if champion is None:
+    if champion is None or champion.version == candidate.version:
         return PromotionDecision(outcome="first", reason="there was no champion", promoted=True)
     key = f"accuracy_{result.headline.num_ways}_way.specialized"
     tags = champion.tags

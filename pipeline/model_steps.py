@@ -1,0 +1,115 @@
+"""Steps from training shards to a registered model."""
+
+from infra import storage
+from pipeline.config import RunConfig
+from pipeline.steps import Step, StepContext, StepResult
+from training.bundle import load_bundle
+from training.config import TrainRequest
+from training.data import open_shards
+from training.evaluation.zero_shot import ZeroShotResult, evaluate_zero_shot, pictures_digest
+from training.launch import train_on_ray
+from training.loop import read_metrics
+from training.publish import publish
+
+EVALUATION_NAME = "evaluation.json"
+
+
+def model_steps(config: RunConfig) -> list[Step]:
+    """Train, evaluate, register."""
+    # what only decides how, and not what, is computed may change on resume
+    free = {"workers", "zero_stage", "checkpoint", "log_every_steps", "loader_workers"}
+    return [
+        Step(
+            name="train",
+            title="Train the model",
+            settings=config.training.model_dump(mode="json", exclude=free),
+            reads=("shard-train",),
+            work=_train,
+            clean_start=False,
+        ),
+        Step(
+            name="evaluate",
+            title="Evaluate on the held-out pictures",
+            settings=config.evaluation.model_dump(mode="json"),
+            reads=("train", "shard-evaluation"),
+            work=_evaluate,
+        ),
+        Step(
+            name="register",
+            title="Register the model",
+            settings={"name": config.name, "tracking": config.resolved_tracking.model_dump(mode="json")},
+            reads=("train", "evaluate", "shard-evaluation"),
+            work=_register,
+        ),
+    ]
+
+
+def _train(context: StepContext) -> StepResult:
+    config = context.config.training
+    request = TrainRequest(
+        config=config,
+        shards_uri=context.inputs["shard-train"],
+        output_uri=context.output_uri,
+        tracking=context.config.resolved_tracking,
+        run_id=context.run_id,
+    )
+    train_on_ray(
+        request, progress=lambda step, metrics: context.progress(step + 1, config.num_steps, f"loss {metrics['loss']:.3f}")
+    )
+    last = read_metrics(context.output_uri)[-1]
+    return StepResult(
+        summary=f"{config.model}: {config.num_steps} steps of {config.contrastive_batch_size}, loss {last['loss']:.3f}",
+        facts={"steps": config.num_steps, "model": config.model, "last": last},
+    )
+
+
+def _evaluate(context: StepContext) -> StepResult:
+    with storage.localized(bundle_uri(context.inputs["train"])) as folder:
+        bundle = load_bundle(folder)
+    reader = open_shards(context.inputs["shard-evaluation"])
+    result = evaluate_zero_shot(
+        bundle,
+        reader,
+        context.config.evaluation,
+        progress=lambda done, total: context.progress(done, total, "tasks"),
+    )
+    storage.write_atomic(storage.join(context.output_uri, EVALUATION_NAME), result.model_dump_json(indent=1))
+    headline = result.headline
+    specialized, neutral = headline.accuracy["specialized"], headline.accuracy["neutral"]
+    return StepResult(
+        summary=(
+            f"{headline.num_ways}-way zero-shot accuracy {specialized.mean:.1%} "
+            f"(95 % interval {specialized.low:.1%} to {specialized.high:.1%}; chance {headline.chance:.0%}; "
+            f"neutral {neutral.mean:.1%}) on {headline.num_pictures:,} pictures in {headline.num_tasks} tasks"
+        ),
+        facts={"bundle_digest": result.bundle_digest},
+        metrics={
+            f"accuracy_{way.num_ways}_way.{reading}": accuracy.mean
+            for way in result.ways
+            for reading, accuracy in way.accuracy.items()
+        },
+    )
+
+
+def _register(context: StepContext) -> StepResult:
+    result = storage.read_model(storage.join(context.inputs["evaluate"], EVALUATION_NAME), ZeroShotResult)
+    reader = open_shards(context.inputs["shard-evaluation"])
+    with storage.localized(bundle_uri(context.inputs["train"])) as folder:
+        version, decision = publish(
+            context.tracker,
+            run_id=context.run_id,
+            bundle_folder=folder,
+            name=context.config.name,
+            result=result,
+            pictures_digest=pictures_digest(reader),
+        )
+    role = "champion" if decision.promoted else "candidate"
+    return StepResult(
+        summary=f"{version.name} version {version.version} is the {role}: {decision.reason}",
+        facts={"name": version.name, "version": version.version, "role": role, "reason": decision.reason},
+        metrics={"promoted": float(decision.promoted)},
+    )
+
+
+def bundle_uri(train_uri: str) -> str:
+    return storage.join(train_uri, "bundle")

@@ -1,0 +1,204 @@
+"""Running the steps of a configuration: what is done is skipped, what was killed is continued."""
+
+import fcntl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, Protocol
+
+from pydantic import Field
+
+from infra import storage
+from infra.cluster import connected
+from infra.config import StrictModel
+from infra.errors import BadInputError
+from infra.tracking import Tracker
+from pipeline.config import RunConfig
+from pipeline.data_steps import data_steps
+from pipeline.model_steps import model_steps
+from pipeline.report import write_report
+from pipeline.showcase_steps import showcase_steps
+from pipeline.steps import RECORD_NAME, PlannedStep, Progress, Step, StepContext, StepRecord, StepResult, plan_steps
+
+
+class StepObserver(Protocol):
+    """Who shows a run to people."""
+
+    def skipped(self, step: Step, record: StepRecord) -> None: ...
+
+    def running(self, step: Step) -> "RunningStep":
+        """A context that lasts as long as the step does."""
+        ...
+
+
+class RunningStep(Protocol):
+    def __enter__(self) -> Progress: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def finished(self, record: StepRecord) -> None: ...
+
+
+class RunState(StrictModel):
+    """`runs/{run hash}.json` in the workspace: the MLflow runs of one configuration, which a continued run goes on in."""
+
+    schema_version: Literal[1] = 1
+    run_id: str
+    step_run_ids: dict[str, str] = Field(default_factory=dict)
+
+
+class FinishedRun(StrictModel):
+    """What a run made, and where."""
+
+    records: dict[str, StepRecord]
+    report_uri: str | None
+    run_id: str
+
+
+def plan(config: RunConfig) -> list[PlannedStep]:
+    """Every step of a run with its address.
+
+    Raises:
+        BadInputError: an input of the run is not there.
+    """
+    steps = [*data_steps(config, "train"), *data_steps(config, "evaluation"), *model_steps(config)]
+    if config.showcase:
+        steps += showcase_steps(config.showcase)
+    return plan_steps(steps, config.workspace_uri)
+
+
+def run(config: RunConfig, observer: StepObserver, *, until: str | None = None) -> FinishedRun:
+    """Run every step that is not done, in order; stop after the steps whose name starts with `until`.
+
+    Raises:
+        HyperClipError: a step failed; the steps before it stay done.
+        BadInputError: another run uses the workspace.
+    """
+    planned = _up_to(plan(config), until)
+    with _only_run_in(config.workspace_uri):
+        tracker = Tracker(config.resolved_tracking)
+        state = _begin_tracking(config, tracker)
+        try:
+            records = _run_steps(config, planned, tracker, state, observer)
+            report_uri = write_report(config, planned, records, tracker, state.run_id) if until is None else None
+        except BaseException as error:
+            tracker.end_run(state.run_id, status="KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        tracker.end_run(state.run_id)
+    return FinishedRun(records=records, report_uri=report_uri, run_id=state.run_id)
+
+
+def _run_steps(
+    config: RunConfig, planned: list[PlannedStep], tracker: Tracker, state: RunState, observer: StepObserver
+) -> dict[str, StepRecord]:
+    records: dict[str, StepRecord] = {}
+    uris = {entry.step.name: entry.output_uri for entry in planned}
+    todo = [entry for entry in planned if entry.record is None]
+    with connected(config.cluster) if todo else _nothing():
+        for entry in planned:
+            step, record = entry.step, entry.record
+            if record is not None:
+                observer.skipped(step, record)
+                records[step.name] = record
+                continue
+            running = observer.running(step)
+            with running as progress:
+                context = StepContext(
+                    config=config,
+                    output_uri=entry.output_uri,
+                    inputs={name: uris[name] for name in step.reads},
+                    facts={name: records[name].facts for name in step.reads},
+                    tracker=tracker,
+                    run_id=_step_run(config, tracker, state, step),
+                    progress=progress,
+                )
+                records[step.name] = _run_step(entry, context)
+            running.finished(records[step.name])
+    return records
+
+
+def _run_step(entry: PlannedStep, context: StepContext) -> StepRecord:
+    started = time.monotonic()
+    if entry.step.clean_start:
+        storage.remove(entry.output_uri)
+    storage.make_folder(entry.output_uri)
+    try:
+        result: StepResult = entry.step.work(context)
+    except BaseException:
+        context.tracker.end_run(context.run_id, status="FAILED")
+        raise
+    record = StepRecord(
+        step=entry.step.name, summary=result.summary, facts=result.facts, seconds=round(time.monotonic() - started, 1)
+    )
+    context.tracker.log_metrics(context.run_id, {**result.metrics, "seconds": record.seconds})
+    context.tracker.end_run(context.run_id)
+    storage.write_atomic(storage.join(entry.output_uri, RECORD_NAME), record.model_dump_json(indent=1))
+    return record
+
+
+def _up_to(planned: list[PlannedStep], until: str | None) -> list[PlannedStep]:
+    if until is None:
+        return planned
+    last = max((place for place, entry in enumerate(planned) if entry.step.name.startswith(until)), default=None)
+    if last is None:
+        names = ", ".join(entry.step.name for entry in planned)
+        raise BadInputError(f"this configuration has no step {until!r}; its steps: {names}")
+    needed: set[str] = {entry.step.name for entry in planned if entry.step.name.startswith(until)}
+    for entry in reversed(planned[: last + 1]):
+        if entry.step.name in needed:
+            needed.update(entry.step.reads)
+    return [entry for entry in planned if entry.step.name in needed]
+
+
+def _begin_tracking(config: RunConfig, tracker: Tracker) -> RunState:
+    """The MLflow run of this configuration: the one a killed run began, or a new one."""
+    uri = _state_uri(config)
+    if storage.exists(uri):
+        state = storage.read_model(uri, RunState)
+        if tracker.resume_run(state.run_id):
+            return state
+    params = {
+        "run_hash": config.run_hash,
+        "model": config.training.model,
+        "num_steps": config.training.num_steps,
+        "contrastive_batch_size": config.training.contrastive_batch_size,
+        "seed": config.training.seed,
+    }
+    state = RunState(run_id=tracker.start_run(config.name, params=params))
+    tracker.log_text(state.run_id, config.model_dump_json(indent=1), "config.json")
+    storage.write_atomic(uri, state.model_dump_json(indent=1))
+    return state
+
+
+def _step_run(config: RunConfig, tracker: Tracker, state: RunState, step: Step) -> str:
+    known = state.step_run_ids.get(step.name)
+    if known and tracker.resume_run(known):
+        return known
+    run_id = tracker.start_run(step.name, parent_run_id=state.run_id)
+    state.step_run_ids[step.name] = run_id
+    storage.write_atomic(_state_uri(config), state.model_dump_json(indent=1))
+    return run_id
+
+
+def _state_uri(config: RunConfig) -> str:
+    return storage.join(config.workspace_uri, "runs", f"{config.run_hash[:12]}.json")
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _only_run_in(workspace_uri: str) -> Iterator[None]:
+    """Two runs in one workspace would write the same folders; the lock of a killed run is gone with its process."""
+    if not storage.is_local(workspace_uri):
+        yield  # an object store has no such lock: give each run a workspace of its own there
+        return
+    storage.make_folder(workspace_uri)
+    with (storage.local_path(workspace_uri) / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BadInputError(f"another run uses {workspace_uri}; wait for it, or set another workspace") from error
+        yield
