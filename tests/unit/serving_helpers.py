@@ -5,25 +5,25 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
-import torch
 from PIL import Image
-from torch import nn
 
 from serving.config import ServingConfig
 from serving.deployments.hypernetwork import Hypernetwork
-from serving.deployments.image_encoder import ImageEncoder
+from serving.engines.image_encoder import EncodeItem, model_info
+from serving.engines.image_worker import BatchedItem, ImageWorker
+from serving.messages import HypernetworkBackend, ImageEncoderBackend
 from serving.metrics import IngressMetrics
-from serving.model_source import resolve
+from serving.model_source import fetch, resolve
 from serving.routes import create_http_app
+from serving.schemas import ModelInfo
 from serving.service import ClassifierService
 from serving.task_store import TaskStore
-from training.bundle import save_bundle
-from training.model.hyperclip import HyperClip
-from training.model.registry import model_config
+from tests.unit.model_helpers import trained_like
+from training.bundle import load_bundle, save_bundle
+from training.model.registry import hyperclip_test
 from training.preprocess import PreprocessConfig
 
 IMAGE_SIZE = 32
@@ -31,10 +31,7 @@ IMAGE_SIZE = 32
 
 def make_bundle(folder: Path, *, seed: int = 0) -> Path:
     """A bundle of the test model whose hypernetwork gives different deltas to different names."""
-    torch.manual_seed(seed)
-    model = HyperClip(model_config("hyperclip_test"))
-    assert model.hypernetwork is not None
-    nn.init.normal_(model.hypernetwork.output.weight, std=0.05)
+    model = trained_like(hyperclip_test(), seed=seed)
     save_bundle(
         folder, model, preprocess=PreprocessConfig(image_size=IMAGE_SIZE), templates=["{}"], model_card="A test.", metrics={}
     )
@@ -58,22 +55,37 @@ def huge_png() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
 
 
+class LocalImageEncoder(ImageWorker):
+    """The worker of an encoder replica with batches of one; Serve's batching needs a replica."""
+
+    def __init__(self, config: ServingConfig) -> None:
+        served = resolve(config)
+        bundle = load_bundle(fetch(served))
+        self._info = model_info(bundle, name=served.name, version=served.version)
+        super().__init__(bundle, config, submit=self._submit_alone)
+
+    async def describe(self) -> ModelInfo:
+        return self._info
+
+    async def _submit_alone(self, item: EncodeItem) -> BatchedItem:
+        return (await self.run_batch([item]))[0]
+
+
 @dataclass
 class LocalService:
     """The service with its deployments in this process, without Ray."""
 
     service: ClassifierService
     http: httpx.AsyncClient
-    hypernetwork: Hypernetwork
-    image_encoder: ImageEncoder
+    hypernetwork: HypernetworkBackend
+    image_encoder: ImageEncoderBackend
     store: TaskStore
 
 
-def local_service(config: ServingConfig, **replaced: Any) -> LocalService:
-    """Make it inside the event loop of a test; `replaced` gives other backends."""
-    served = resolve(config)
-    hypernetwork = replaced.get("hypernetwork") or Hypernetwork(config, served)
-    image_encoder = replaced.get("image_encoder") or ImageEncoder(config, served)
+def local_service(config: ServingConfig, *, hypernetwork: HypernetworkBackend | None = None) -> LocalService:
+    """Make it inside the event loop of a test, perhaps with another hypernetwork."""
+    hypernetwork = hypernetwork or Hypernetwork(config, resolve(config))
+    image_encoder = LocalImageEncoder(config)
     store = TaskStore(config.task_store_uri)
     service = ClassifierService(
         hypernetwork=hypernetwork,

@@ -1,0 +1,380 @@
+"""The HTTP interface over deployments in this process: every refusal is a problem document, never a 500.
+
+tests/integration/test_serving_service.py makes the calls through a real Serve.
+"""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from serving.config import ServingConfig
+from serving.limits import ServingLimits
+from serving.messages import Embedded, Refused, Specialized
+from serving.schemas import ModelInfo
+from serving.task_record import TaskRecord
+from tests.unit.serving_helpers import LocalService, huge_png, local_service, make_bundle, picture
+
+JPEG = picture(1, kind="JPEG", side=200)
+LIMITS = ServingLimits(
+    max_body_bytes=400_000, max_pixels=100_000, max_images=3, max_texts=4, max_top_k=50, max_label_characters=40
+)
+Scenario = Callable[[LocalService], Awaitable[None]]
+
+
+@pytest.fixture(scope="module")
+def bundle_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(make_bundle(tmp_path_factory.mktemp("model") / "bundle"))
+
+
+@pytest.fixture
+def config(bundle_uri: str, tmp_path: Path) -> ServingConfig:
+    return ServingConfig(bundle_uri=bundle_uri, task_store_uri=str(tmp_path / "tasks"), limits=LIMITS)
+
+
+def play(config: ServingConfig, scenario: Scenario) -> None:
+    async def inside() -> None:
+        local = local_service(config)
+        async with local.http:
+            await scenario(local)
+
+    asyncio.run(inside())
+
+
+def check_problem(response: httpx.Response, status: int) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body: dict[str, Any] = response.json()
+    assert body["status"] == status and body["title"] and body["detail"]
+    assert body["type"].startswith("urn:hyperclip:problem:")
+    return body
+
+
+JSON_REFUSALS: list[tuple[bytes, int, str]] = [
+    (b'{"labels": []}', 422, "empty"),
+    (b'{"labels": ["cat", " cat "]}', 422, "twice"),
+    (b'{"labels": ["cat", "  "]}', 422, "label 2 is empty"),
+    (json.dumps({"labels": [str(i) for i in range(10_001)]}).encode(), 422, "10,001 labels"),
+    (json.dumps({"labels": ["x" * 41]}).encode(), 422, "41 characters"),
+    (b'{"labels": "cat"}', 422, "labels"),
+    (b'{"labels": [1]}', 422, "labels.0"),
+    (b'{"labels": ["cat"], "colour": "red"}', 422, "colour"),
+    (b'{"labels": ["cat"], "templates": []}', 422, "templates"),
+    (b'{"labels": ["cat"], "templates": ["a photo"]}', 422, "a photo"),
+    (json.dumps({"labels": ["cat"], "templates": ["{}"] * 101}).encode(), 422, "templates"),
+    (b'{"labels": ["cat"], "pinned_version": "99"}', 409, "'99'"),
+    (b"{}", 422, "labels"),
+    (b"[]", 422, "object"),
+    (b"", 400, "JSON"),
+    (b'{"labels": ["cat"', 400, "JSON"),
+    (b'{"labels": ["\\ud800"]}', 400, "JSON"),
+    (b'{"labels": ["\xff"]}', 400, "JSON"),
+    (b"[" * 50_000, 400, "JSON"),
+]
+
+
+def test_bad_task_requests_are_refused_with_the_reason(config: ServingConfig) -> None:
+    async def scenario(local: LocalService) -> None:
+        for body, status, detail in JSON_REFUSALS:
+            response = await local.http.post("/v1/tasks", content=body, headers={"content-type": "application/json"})
+            assert detail in check_problem(response, status)["detail"], body[:60]
+        check_problem(await local.http.post("/v1/tasks", content=b'{"labels": ["cat"]}'), 415)
+        assert not Path(config.task_store_uri).exists()  # nothing of a refused task is kept
+
+    play(config, scenario)
+
+
+PICTURE_REFUSALS = [
+    (b"just some text", "image/png", 415, "JPEG, PNG or WebP"),
+    (picture(0), "text/plain", 415, "text/plain"),
+    (huge_png(), "image/png", 413, "pixels"),
+    (picture(0, side=320), "image/png", 413, "320 x 320"),
+    (JPEG[: len(JPEG) // 2], "image/jpeg", 422, "ends early"),
+    (JPEG[:200], "image/jpeg", 422, "ends early"),
+    (b"", "image/jpeg", 422, "no picture"),
+    (b"x" * 400_001, "image/jpeg", 413, "400,000 bytes"),
+]
+
+
+@pytest.mark.parametrize("call", ["/v1/embed/image", "classify"])
+def test_bad_pictures_are_refused_with_the_reason(config: ServingConfig, call: str) -> None:
+    async def scenario(local: LocalService) -> None:
+        task = (await local.http.post("/v1/tasks", json={"labels": ["cat", "dog"]})).json()["task_id"]
+        path = f"/v1/tasks/{task}/classify" if call == "classify" else call
+        for body, kind, status, detail in PICTURE_REFUSALS:
+            response = await local.http.post(path, content=body, headers={"content-type": kind})
+            assert detail in check_problem(response, status)["detail"], (kind, body[:20])
+
+    play(config, scenario)
+
+
+def test_a_bad_picture_fails_alone(config: ServingConfig) -> None:
+    async def scenario(local: LocalService) -> None:
+        task = (await local.http.post("/v1/tasks", json={"labels": ["cat", "dog"]})).json()["task_id"]
+        path = f"/v1/tasks/{task}/classify"
+        files = [("images", picture(0)), ("images", b"text"), ("images", picture(2))]
+        response = await local.http.post(path, files=files)
+        assert response.status_code == 200
+        good, bad, also_good = response.json()["results"]
+        assert bad["predictions"] is None and bad["problem"]["status"] == 415
+        alone = (await local.http.post(path, content=picture(2))).json()["results"][0]
+        assert good["problem"] is None
+        for found, expected in zip(also_good["predictions"], alone["predictions"], strict=True):
+            assert found["label"] == expected["label"]
+            assert found["score"] == pytest.approx(expected["score"], abs=1e-5)
+
+    play(config, scenario)
+
+
+FORM_REFUSALS: list[tuple[dict[str, Any], int, str]] = [
+    ({"files": [("images", picture(0))] * 4}, 422, "at most 3"),
+    ({"files": [("images", picture(0))] * 9}, 400, "files"),
+    ({"files": [("images", picture(0)), ("other", b"x")]}, 422, "'other'"),
+    ({"files": [("images", (None, "a text"))]}, 422, "'images'"),
+    ({"content": b"garbage", "headers": {"content-type": "multipart/form-data; boundary=x"}}, 400, "form"),
+    ({"content": b"garbage", "headers": {"content-type": "multipart/form-data"}}, 400, "form"),
+    (
+        {"content": b"--x\r\nfoo: bar\r\n\r\n1\r\n--x--", "headers": {"content-type": "multipart/form-data; boundary=x"}},
+        400,
+        "",
+    ),
+]
+
+
+def test_bad_forms_are_refused_with_the_reason(config: ServingConfig) -> None:
+    async def scenario(local: LocalService) -> None:
+        for request, status, detail in FORM_REFUSALS:
+            assert detail in check_problem(await local.http.post("/v1/embed/image", **request), status)["detail"], request
+        at_once: list[tuple[dict[str, Any], int, str]] = [
+            ({"files": [("images", picture(0))]}, 422, "labels is empty"),
+            ({"files": [("labels", (None, "cat"))]}, 422, "no picture"),
+            ({"data": {"labels": ["cat"], "top_k": ["1", "2"]}, "files": [("images", picture(0))]}, 422, "top_k"),
+            ({"data": {"labels": ["cat"], "top_k": "x"}, "files": [("images", picture(0))]}, 422, "top_k"),
+            ({"data": {"labels": [str(i) for i in range(10_001)]}, "files": [("images", b"")]}, 413, "bytes"),
+            ({"json": {}}, 415, "multipart"),
+        ]
+        for request, status, detail in at_once:
+            assert detail in check_problem(await local.http.post("/v1/classify", **request), status)["detail"]
+
+    play(config, scenario)
+
+
+def test_queries_and_paths_are_checked(config: ServingConfig) -> None:
+    async def scenario(local: LocalService) -> None:
+        task = (await local.http.post("/v1/tasks", json={"labels": ["cat", "dog"]})).json()["task_id"]
+        for query in ("top_k=0", "top_k=51", "top_k=-1", "top_k=x", f"top_k={'9' * 5000}", "parameters=other"):
+            check_problem(await local.http.post(f"/v1/tasks/{task}/classify?{query}", content=picture(0)), 422)
+        for unknown in ("a" * 52, "x", "%2e%2e%2fetc", task.upper()):
+            check_problem(await local.http.get(f"/v1/tasks/{unknown}"), 404)
+            check_problem(await local.http.delete(f"/v1/tasks/{unknown}"), 404)
+            check_problem(await local.http.get(f"/v1/tasks/{unknown}/export"), 404)
+            check_problem(await local.http.post(f"/v1/tasks/{unknown}/classify", content=picture(0)), 404)
+        check_problem(await local.http.get("/nothing"), 404)
+        check_problem(await local.http.put("/v1/tasks"), 405)
+        for texts in ([], [" "], ["a"] * 5, ["word " * 90]):
+            check_problem(await local.http.post("/v1/embed/text", json={"texts": texts}), 422)
+
+    play(config, scenario)
+
+
+def test_a_long_body_is_refused_before_it_has_arrived(config: ServingConfig) -> None:
+    sent = 0
+
+    async def endless() -> Any:
+        nonlocal sent
+        for _ in range(10_000):
+            sent += 10_000
+            yield b"x" * 10_000
+
+    async def scenario(local: LocalService) -> None:
+        check_problem(await local.http.post("/v1/embed/image", content=endless()), 413)
+
+    play(config, scenario)
+    assert sent < 2 * LIMITS.max_body_bytes
+
+
+def test_calls_from_pages_of_other_sites_are_refused(config: ServingConfig) -> None:
+    async def scenario(local: LocalService) -> None:
+        body = {"labels": ["cat"]}
+        check_problem(await local.http.post("/v1/tasks", json=body, headers={"sec-fetch-site": "cross-site"}), 403)
+        response = await local.http.post(
+            "/v1/tasks", json=body, headers={"sec-fetch-site": "same-origin", "origin": "http://x"}
+        )
+        assert response.status_code == 200
+        assert not [name for name in response.headers if name.startswith("access-control")]
+
+    play(config, scenario)
+
+
+class HeldHypernetwork:
+    """Makes nothing until told, and counts what it was asked for."""
+
+    def __init__(self) -> None:
+        self.release = asyncio.Event()
+        self.calls: list[str] = []
+        self.fail: Exception | None = None
+
+    async def describe(self) -> ModelInfo:
+        return ModelInfo(
+            name="m", version="1", digest="0" * 64, architecture="a", image_size=32, embed_dim=2, num_generated=1,
+            templates=("{}",), metrics={},
+        )  # fmt: skip
+
+    async def specialize(self, record: TaskRecord) -> Specialized | Refused:
+        self.calls.append(record.task_id)
+        await self.release.wait()
+        if self.fail:
+            raise self.fail
+        return Specialized("x", await self.describe(), 1.0)
+
+    async def embed_texts(self, texts: Sequence[str]) -> list[Embedded] | Refused:
+        raise NotImplementedError
+
+    async def export(self, record: TaskRecord) -> bytes | Refused:
+        raise NotImplementedError
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0)  # lets the other coroutines run; takes no time
+
+
+def test_identical_tasks_asked_for_together_are_made_once(config: ServingConfig) -> None:
+    async def scenario(local: LocalService) -> None:
+        held = local.hypernetwork
+        assert isinstance(held, HeldHypernetwork)
+        same = [asyncio.create_task(local.http.post("/v1/tasks", json={"labels": ["cat", "dog"]})) for _ in range(5)]
+        other = asyncio.create_task(local.http.post("/v1/tasks", json={"labels": ["tree"]}))
+        await until(lambda: len(held.calls) == 2)
+        same[0].cancel()  # the one who leaves does not take the others' answer along
+        held.release.set()
+        responses = await asyncio.gather(*same[1:], other)
+        assert [response.status_code for response in responses] == [200] * 5
+        assert len(held.calls) == 2
+
+    async def with_backend() -> None:
+        local = local_service(config, hypernetwork=HeldHypernetwork())
+        await scenario(local)
+
+    asyncio.run(with_backend())
+
+
+def test_overload_is_shed_with_429_and_a_time_to_wait(config: ServingConfig) -> None:
+    crowded = config.rebuilt(limits=LIMITS.rebuilt(max_requests_in_flight=2, retry_after_s=7))
+
+    async def inside() -> None:
+        held = HeldHypernetwork()
+        local = local_service(crowded, hypernetwork=held)
+        waiting = [asyncio.create_task(local.http.post("/v1/tasks", json={"labels": [name]})) for name in "ab"]
+        await until(lambda: len(held.calls) == 2)
+        refused = await local.http.post("/v1/tasks", json={"labels": ["c"]})
+        check_problem(refused, 429)
+        assert refused.headers["retry-after"] == "7"
+        assert (await local.http.get("/metrics")).status_code == 200  # still to be seen from outside
+        held.release.set()
+        assert [response.status_code for response in await asyncio.gather(*waiting)] == [200, 200]
+        assert (await local.http.post("/v1/tasks", json={"labels": ["c"]})).status_code == 200
+        metrics = (await local.http.get("/metrics")).text
+        assert "hyperclip_requests_shed_total 1.0" in metrics
+        assert 'hyperclip_requests_total{method="POST",route="/v1/tasks",status="200"} 3.0' in metrics
+
+    asyncio.run(inside())
+
+
+def test_no_answer_in_time_is_a_503(config: ServingConfig) -> None:
+    async def inside() -> None:
+        impatient = config.rebuilt(limits=LIMITS.rebuilt(specialize_timeout_s=0.01))
+        local = local_service(impatient, hypernetwork=HeldHypernetwork())
+        response = await local.http.post("/v1/tasks", json={"labels": ["cat"]})
+        check_problem(response, 503)
+        assert response.headers["retry-after"] == "1"
+
+    asyncio.run(inside())
+
+
+def test_a_failure_of_ours_says_nothing_of_its_inside(config: ServingConfig) -> None:
+    async def inside() -> None:
+        held = HeldHypernetwork()
+        held.release.set()
+        held.fail = RuntimeError("secret path /home/x")
+        local = local_service(config, hypernetwork=held)
+        response = await local.http.post("/v1/tasks", json={"labels": ["cat"]})
+        check_problem(response, 500)
+        assert "secret" not in response.text
+        assert response.headers["x-content-type-options"] == "nosniff"
+
+    asyncio.run(inside())
+
+
+@pytest.mark.parametrize("loss", ["absent", "damaged"])
+def test_a_lost_encoder_is_made_again(config: ServingConfig, loss: str) -> None:
+    async def scenario(local: LocalService) -> None:
+        created = (await local.http.post("/v1/tasks", json={"labels": ["cat", "dog"]})).json()
+        for path in Path(config.task_store_uri).rglob("encoder.safetensors"):
+            path.unlink() if loss == "absent" else path.write_bytes(b"damaged")
+        answer = (await local.http.post(f"/v1/tasks/{created['task_id']}/classify", content=picture(0))).json()
+        assert len(answer["results"][0]["predictions"]) == 2
+        assert answer["timings_ms"]["specialize"] > 0
+        assert answer["specialization_id"] == created["specialization_id"]
+
+    play(config, scenario)
+
+
+def test_a_task_follows_the_model_unless_it_is_pinned(config: ServingConfig, tmp_path: Path) -> None:
+    followed: dict[str, Any] = {}
+    pinned: dict[str, Any] = {}
+
+    async def before(local: LocalService) -> None:
+        followed.update((await local.http.post("/v1/tasks", json={"labels": ["cat", "dog"]})).json())
+        body = {"labels": ["cat", "dog"], "pinned_version": followed["model_version"]}
+        pinned.update((await local.http.post("/v1/tasks", json=body)).json())
+        assert pinned["task_id"] != followed["task_id"]
+
+    async def after(local: LocalService) -> None:
+        answer = (await local.http.post(f"/v1/tasks/{followed['task_id']}/classify", content=picture(0))).json()
+        assert answer["task_id"] == followed["task_id"]
+        assert answer["specialization_id"] != followed["specialization_id"]
+        assert answer["model_version"] != followed["model_version"]
+        check_problem(await local.http.post(f"/v1/tasks/{pinned['task_id']}/classify", content=picture(0)), 409)
+
+    play(config, before)
+    play(config.rebuilt(bundle_uri=str(make_bundle(tmp_path / "next", seed=1))), after)
+
+
+@pytest.fixture
+def page_paths() -> Iterator[dict[str, str]]:
+    yield {"/": "text/html", "/app.js": "javascript", "/style.css": "text/css", "/icon.svg": "image/svg+xml"}
+
+
+def test_the_page_loads_nothing_from_elsewhere(config: ServingConfig, page_paths: dict[str, str]) -> None:
+    async def scenario(local: LocalService) -> None:
+        for path, kind in page_paths.items():
+            response = await local.http.get(path)
+            assert response.status_code == 200 and kind in response.headers["content-type"]
+            policy = response.headers["content-security-policy"]
+            assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
+            text = response.text.replace("http://www.w3.org/2000/svg", "")  # a name, not an address
+            assert "http://" not in text and "https://" not in text
+        index = (await local.http.get("/")).text
+        assert "<style" not in index and " style=" not in index and " onclick=" not in index
+
+    play(config, scenario)
+
+
+def test_openapi_shows_every_call_with_its_body(config: ServingConfig) -> None:
+    async def scenario(local: LocalService) -> None:
+        paths = (await local.http.get("/openapi.json")).json()["paths"]
+        assert set(paths) == {
+            "/v1/tasks", "/v1/tasks/{task_id}", "/v1/tasks/{task_id}/classify", "/v1/tasks/{task_id}/export", "/v1/classify",
+            "/v1/embed/image", "/v1/embed/text", "/v1/models", "/healthz", "/metrics",
+        }  # fmt: skip
+        task = paths["/v1/tasks"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        assert set(task["properties"]) == {"labels", "templates", "pinned_version"}
+        assert "multipart/form-data" in paths["/v1/classify"]["post"]["requestBody"]["content"]
+        assert "application/problem+json" in paths["/v1/tasks"]["post"]["responses"]["422"]["content"]
+
+    play(config, scenario)
