@@ -17,6 +17,7 @@ WORKER_ENVIRONMENT = {
     # nothing phones home, and nothing is fetched from a hub at run time
     "HF_HUB_OFFLINE": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
     "NO_ALBUMENTATIONS_UPDATE": "1",
     "WANDB_MODE": "disabled",
 }
@@ -30,7 +31,7 @@ class ClusterConfig(StrictModel):
     num_cpus: PositiveInt | None = None
     """CPUs a local cluster offers; all of the machine's when absent."""
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
-    """Of Ray's own messages."""
+    """Of Ray's own messages; at `info` and below the workers' output is shown too."""
 
 
 @contextmanager
@@ -44,11 +45,14 @@ def connected(config: ClusterConfig) -> Iterator[None]:
         yield
         return
     own = config.address == "local"
+    # Ray warns that the cluster it starts wants a token, which it has made and uses by itself
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     ray.init(
         address=config.address,
         num_cpus=config.num_cpus if own else None,
         include_dashboard=False if own else None,
-        log_to_driver=True,
+        # what workers print stays in Ray's logs: errors travel as exceptions, progress by our own reports
+        log_to_driver=config.log_level in ("debug", "info"),
         logging_level=getattr(logging, config.log_level.upper()),
         runtime_env={"env_vars": WORKER_ENVIRONMENT},
         configure_logging=False,

@@ -50,6 +50,7 @@ class Tracker:
 
     def __init__(self, config: TrackingConfig) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
         import mlflow
 
         if config.uri.startswith("sqlite:///"):

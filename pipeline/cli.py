@@ -333,7 +333,9 @@ def _read(path: Path) -> bytes:
 
 def main() -> None:
     """Entry point: errors for people are a line on standard error and an exit code; others keep their traceback."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=err, show_path=False)])
+    logging.basicConfig(
+        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=err, show_path=False, show_time=False)]
+    )
     os.environ.setdefault("TQDM_DISABLE", "1")  # our own bars are enough
     try:
         app()
