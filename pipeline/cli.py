@@ -313,7 +313,11 @@ def _state_of(entry: object) -> str:
     from pipeline.steps import PlannedStep
 
     assert isinstance(entry, PlannedStep)
-    if entry.record is not None:
+    try:
+        record = entry.record
+    except BadInputError:  # the store cannot be reached from here: a plan can be made all the same
+        return "[dim]not known from here[/]"
+    if record is not None:
         return "[green]done [/]"
     return "[yellow]begun[/]" if entry.begun else "to do"
 

@@ -50,7 +50,9 @@ def _source_identity(dataset: DatasetConfig) -> Any:
     source = dataset.source
     if isinstance(source, SampleSource):
         return {**source.model_dump(mode="json"), "pictures": storage.fingerprint(SAMPLE_URI)}
-    return {"columns": source.columns.model_dump(mode="json"), "list": storage.fingerprint(source.uri)}
+    # a remote list is known by its address, so that a plan needs no credentials: give a changed list a new name
+    identity = storage.fingerprint(source.uri) if storage.is_local(source.uri) else source.uri
+    return {"columns": source.columns.model_dump(mode="json"), "list": identity}
 
 
 def _download(context: StepContext, name: DatasetName) -> StepResult:

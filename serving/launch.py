@@ -29,10 +29,12 @@ def running(config: ServingConfig) -> Iterator[str]:
     """Start the service on `config.host` and `config.port` (0 for a free one), give its base URL, and end it afterwards.
 
     Raises:
-        BadInputError: there is no such model, or the port is in use.
+        BadInputError: there is no such model, the port is in use, or this Ray cluster runs a service already.
         ServiceNotHealthyError: it does not answer.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    if serve.status().proxies:
+        raise BadInputError("this Ray cluster runs a service already; end it, or deploy to it with `serve deploy`")
     application = build_application(config)
     port = _checked_port(config.host, config.port)
     host = f"[{config.host}]" if ":" in config.host else config.host

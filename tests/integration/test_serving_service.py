@@ -2,9 +2,12 @@
 
 import io
 import json
+import socket
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +61,23 @@ def cluster() -> Iterator[None]:
         yield
 
 
+@dataclass
+class Service:
+    """The running service; the last test ends it early."""
+
+    url: str
+    stack: ExitStack
+
+
 @pytest.fixture(scope="module")
-def base_url(cluster: None, config: ServingConfig) -> Iterator[str]:
-    with running(config) as url:
-        yield url
+def service(cluster: None, config: ServingConfig) -> Iterator[Service]:
+    with ExitStack() as stack:
+        yield Service(stack.enter_context(running(config)), stack)
+
+
+@pytest.fixture(scope="module")
+def base_url(service: Service) -> str:
+    return service.url
 
 
 @pytest.fixture(scope="module")
@@ -272,21 +288,24 @@ def retried(call: Any) -> Any:
     raise AssertionError("the service did not come back")
 
 
-def test_a_port_in_use_is_refused_at_once(base_url: str, config: ServingConfig) -> None:
-    with (
-        pytest.raises(BadInputError, match="cannot listen"),
-        running(config.rebuilt(port=int(base_url.rpartition(":")[2]))),
-    ):
+def test_a_second_service_on_the_same_cluster_is_refused(base_url: str, config: ServingConfig) -> None:
+    with pytest.raises(BadInputError, match="runs a service already"), running(config):
         pass
 
 
-def test_tasks_survive_a_restart(cluster: None, config: ServingConfig, bundle: Bundle) -> None:
+def test_tasks_survive_a_restart(service: Service, client: ServingClient, config: ServingConfig, bundle: Bundle) -> None:
     # last in this module: it ends the service the others use
     labels = ["sun", "moon"]
-    with running(config) as url, ServingClient(url) as client:
-        task = client.create_task(labels)
-    with running(config) as url, ServingClient(url) as client:
-        answer = client.classify(task.task_id, [picture(3)])
+    task = client.create_task(labels)
+    service.stack.close()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(BadInputError, match="cannot listen"),
+        running(config.rebuilt(port=taken.getsockname()[1])),
+    ):
+        pass
+    with running(config) as url, ServingClient(url) as again:
+        answer = again.classify(task.task_id, [picture(3)])
         check_predictions(answer.results[0].predictions, expected_scores(bundle, labels, picture(3)))
-        assert answer.timings_ms.specialize is None
-        assert client.create_task(labels).cached
+        assert answer.timings_ms.specialize is None  # it was read, not made again
+        assert again.create_task(labels).cached
