@@ -13,8 +13,7 @@ from infra import storage
 from infra.cluster import ClusterConfig
 from infra.config import StrictModel, content_hash, parse_config
 from infra.tracking import TrackingConfig
-from serving.config import BatchingConfig, DeploymentScale
-from serving.limits import ServingLimits
+from serving.config import ServiceSettings
 from training.config import TrainConfig
 from training.evaluation.zero_shot import EvaluationConfig
 
@@ -47,18 +46,6 @@ class DatasetConfig(StrictModel):
     shards: ReshardConfig = ReshardConfig()
 
 
-class ServingSettings(StrictModel):
-    """The service of a run; what it serves and where its tasks lie follows from the run."""
-
-    host: str = "127.0.0.1"
-    port: Annotated[NonNegativeInt, Field(le=65535)] = 8000
-    limits: ServingLimits = ServingLimits()
-    batching: BatchingConfig = BatchingConfig()
-    ingress: DeploymentScale = DeploymentScale(num_cpus=0.5, max_ongoing_requests=256, target_ongoing_requests=64)
-    hypernetwork: DeploymentScale = DeploymentScale(num_cpus=0.5, max_ongoing_requests=8, target_ongoing_requests=2)
-    image_encoder: DeploymentScale = DeploymentScale(num_cpus=0.5, target_ongoing_requests=16)
-
-
 class ShowcaseConfig(StrictModel):
     """The classifier a run makes at its end, to show that all of it works: exported, served, and asked over HTTP."""
 
@@ -83,7 +70,8 @@ class RunConfig(StrictModel):
     evaluation: EvaluationConfig = EvaluationConfig()
     showcase: ShowcaseConfig | None = None
     """Export and serve a classifier at the end; left out when absent."""
-    serving: ServingSettings = ServingSettings()
+    serving: ServiceSettings = ServiceSettings()
+    """What it serves and where its tasks lie follows from the run."""
 
     @model_validator(mode="after")
     def _both_datasets(self) -> Self:

@@ -16,13 +16,11 @@ EVALUATION_NAME = "evaluation.json"
 
 def model_steps(config: RunConfig) -> list[Step]:
     """Train, evaluate, register."""
-    # what only decides how, and not what, is computed may change on resume
-    free = {"workers", "zero_stage", "checkpoint", "log_every_steps", "loader_workers"}
     return [
         Step(
             name="train",
             title="Train the model",
-            settings=config.training.model_dump(mode="json", exclude=free),
+            settings=config.training.identity(),
             reads=("shard-train",),
             work=_train,
             clean_start=False,

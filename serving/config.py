@@ -50,8 +50,22 @@ class BatchingConfig(StrictModel):
     """Specialized encoders a replica keeps ready."""
 
 
-class ServingConfig(StrictModel):
-    """The whole service: which model, where tasks are kept, what is allowed, how large it is."""
+class ServiceSettings(StrictModel):
+    """What is allowed and how large the service is, whatever it serves."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[NonNegativeInt, Field(le=65535)] = 8000
+    limits: ServingLimits = ServingLimits()
+    batching: BatchingConfig = BatchingConfig()
+    ingress: DeploymentScale = DeploymentScale(num_cpus=0.5, max_ongoing_requests=256, target_ongoing_requests=64)
+    hypernetwork: DeploymentScale = DeploymentScale(num_cpus=0.5, max_ongoing_requests=8, target_ongoing_requests=2)
+    image_encoder: DeploymentScale = DeploymentScale(num_cpus=0.5, target_ongoing_requests=16)
+    task_cache_s: NonNegativeFloat = 30
+    """How long an ingress replica remembers a task: a deletion may take as long to be seen by the others."""
+
+
+class ServingConfig(ServiceSettings):
+    """The whole service: which model, where tasks are kept, and its settings."""
 
     tracking: TrackingConfig | None = None
     """The registry that holds the model; needed unless `bundle_uri` is given."""
@@ -64,15 +78,6 @@ class ServingConfig(StrictModel):
     """Folder or object store for tasks; every replica must reach it."""
     cache_path: Path = Path("~/.cache/hyperclip/models")
     """Where each machine keeps the models it has fetched."""
-    host: str = "127.0.0.1"
-    port: Annotated[NonNegativeInt, Field(le=65535)] = 8000
-    limits: ServingLimits = ServingLimits()
-    batching: BatchingConfig = BatchingConfig()
-    ingress: DeploymentScale = DeploymentScale(num_cpus=0.5, max_ongoing_requests=256, target_ongoing_requests=64)
-    hypernetwork: DeploymentScale = DeploymentScale(num_cpus=0.5, max_ongoing_requests=8, target_ongoing_requests=2)
-    image_encoder: DeploymentScale = DeploymentScale(num_cpus=0.5, target_ongoing_requests=16)
-    task_cache_s: NonNegativeFloat = 30
-    """How long an ingress replica remembers a task: a deletion may take as long to be seen by the others."""
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:

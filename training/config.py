@@ -1,6 +1,6 @@
 """What a training run is: model, data order, batches, conditioning, optimizer, checkpoints, workers."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -119,6 +119,12 @@ class TrainConfig(StrictModel):
                 f"{self.contrastive_batch_size} samples of a batch to have a negative"
             )
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the numbers; workers, ZeRO stage, checkpoints and logging may change on resume."""
+        return self.model_dump(
+            mode="json", exclude={"workers", "zero_stage", "checkpoint", "log_every_steps", "loader_workers"}
+        )
 
     @property
     def preprocess(self) -> PreprocessConfig:

@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from data_prep.manifest import ShardManifest
 from infra import storage
 from infra.config import content_hash
 from infra.errors import HyperClipError
@@ -66,7 +66,7 @@ def train(request: TrainRequest, *, on_metrics: OnMetrics) -> None:
     objective = ContrastiveObjective(model, config.conditioning, seed=config.seed, autocast=config.precision == "bf16")
     engine = Engine(objective, config, device=rank.device)
     checkpoints_uri = storage.join(request.output_uri, "checkpoints")
-    config_hash = training_hash(config, reader.manifest.model_dump(mode="json"))
+    config_hash = training_hash(config, reader.manifest)
 
     # precedence: 1. this run's own newest checkpoint, 2. scratch
     resumed = load_newest(checkpoints_uri, config_hash=config_hash)
@@ -130,12 +130,9 @@ def advanced(state: TrainState, config: TrainConfig) -> TrainState:
     )
 
 
-def training_hash(config: TrainConfig, manifest: dict[str, Any]) -> str:
-    """Of everything that decides the numbers: not of workers, ZeRO stage, checkpoints or logging, which may change on
-    resume."""
-    free = {"workers", "zero_stage", "checkpoint", "log_every_steps", "loader_workers"}
-    shards = [shard["sha256"] for shard in manifest["shards"]]
-    return content_hash({"config": config.model_dump(mode="json", exclude=free), "shards": shards})
+def training_hash(config: TrainConfig, manifest: ShardManifest) -> str:
+    """Which run a checkpoint belongs to: the configuration and the shards."""
+    return content_hash({"config": config.identity(), "shards": [shard.sha256 for shard in manifest.shards]})
 
 
 class MetricsLog:

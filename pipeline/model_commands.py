@@ -1,0 +1,153 @@
+"""Commands that use a trained model, registered or in a folder: promote, roll back, specialize, classify, export."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from infra.errors import BadInputError
+from pipeline.console import out
+
+model_app = typer.Typer()
+
+Model = Annotated[str, typer.Argument(help="A bundle folder, models:/NAME@champion, or models:/NAME/VERSION", metavar="MODEL")]
+TrackingUri = Annotated[str | None, typer.Option(help="MLflow to look the model up in; default MLFLOW_TRACKING_URI")]
+Labels = Annotated[str, typer.Option(help="Class names with commas between, or @FILE with one a line")]
+Templates = Annotated[
+    list[str] | None, typer.Option("--template", help='A text with {} for the name, "a photo of a {}"; may be repeated')
+]
+
+MODELS, USE = "Models", "Classifiers"
+
+
+# ---- models ----------------------------------------------------------------------------------------------------------
+
+
+@model_app.command(rich_help_panel=MODELS)
+def promote(
+    name: Annotated[str, typer.Argument(help="Registered model")],
+    version: Annotated[str, typer.Argument(help="Version number, or an alias such as candidate")],
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Make a version the champion, which services serve."""
+    from pipeline.model_source import tracker_at
+
+    chosen = tracker_at(tracking_uri).promote(name, version)
+    out.print(f"{chosen.name} version {chosen.version} is the champion.")
+
+
+@model_app.command(rich_help_panel=MODELS)
+def rollback(name: Annotated[str, typer.Argument(help="Registered model")], tracking_uri: TrackingUri = None) -> None:
+    """Make the champion before the present one the champion again."""
+    from pipeline.model_source import tracker_at
+
+    chosen = tracker_at(tracking_uri).rollback(name)
+    out.print(f"{chosen.name} version {chosen.version} is the champion again.")
+
+
+# ---- classifiers -----------------------------------------------------------------------------------------------------
+
+
+@model_app.command(rich_help_panel=USE)
+def specialize(
+    model: Model,
+    labels: Labels,
+    output: Annotated[Path, typer.Option(help="New folder for the specialized encoder", metavar="FOLDER")],
+    templates: Templates = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Turn class names into a specialized encoder: a parameter delta of some tens of kilobytes."""
+    from pipeline.model_source import opened_bundle
+    from training.specialize import save_specialized
+    from training.specialize import specialize as make
+
+    with opened_bundle(model, tracking_uri=tracking_uri) as bundle:
+        encoder = make(bundle, _labels(labels), templates)
+        save_specialized(encoder, output, bundle)
+    size = sum(path.stat().st_size for path in output.iterdir())
+    out.print(f"{len(encoder.task.labels)} labels, {encoder.delta.numel():,} generated values, {size / 1e3:.0f} kB in {output}")
+
+
+@model_app.command(rich_help_panel=USE)
+def classify(
+    model: Model,
+    images: Annotated[list[Path], typer.Argument(help="JPEG, PNG or WebP files", metavar="IMAGE...")],
+    labels: Labels,
+    templates: Templates = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Labels shown for each picture")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs")] = False,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Classify pictures here, without a service."""
+    import torch
+
+    from pipeline.model_source import opened_bundle
+    from training.preprocess import preprocess
+    from training.specialize import specialize as make
+
+    table = Table("picture", "label", "score", "match", box=None, header_style="bold")
+    with opened_bundle(model, tracking_uri=tracking_uri) as bundle:
+        encoder = make(bundle, _labels(labels), templates)
+        for path in images:
+            try:
+                picture = torch.from_numpy(preprocess(_read(path), bundle.preprocess))
+            except BadInputError as error:
+                raise BadInputError(f"{path}: {error}") from error
+            scores = encoder.scores(bundle, picture[None])
+            best = scores.softmax[0].topk(min(top_k, len(encoder.task.labels)))
+            found = [
+                {
+                    "label": encoder.task.labels[place],
+                    "score": scores.softmax[0, place].item(),
+                    "match": scores.match[0, place].item(),
+                }
+                for place in best.indices.tolist()
+            ]
+            if as_json:
+                sys.stdout.write(json.dumps({"picture": str(path), "predictions": found}) + "\n")
+            for number, one in enumerate(found):
+                table.add_row(
+                    "" if number else escape(str(path)), escape(str(one["label"])), f"{one['score']:.3f}", f"{one['match']:.3f}"
+                )
+    if not as_json:
+        out.print(table)
+
+
+@model_app.command(rich_help_panel=USE)
+def export(
+    model: Model,
+    labels: Labels,
+    output: Annotated[Path, typer.Option(help="New folder for the package", metavar="FOLDER")],
+    templates: Templates = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Write a specialized encoder as an ONNX package for a device; refused unless it computes what the model does."""
+    from pipeline.model_source import opened_bundle
+    from training.export import export_package
+    from training.specialize import specialize as make
+
+    with opened_bundle(model, tracking_uri=tracking_uri) as bundle:
+        report = export_package(bundle, make(bundle, _labels(labels), templates), output)
+    out.print(
+        f"{report.num_labels} labels, {report.model_bytes / 1e6:.1f} MB in {output}; how to use it: {output / 'README.md'}"
+    )
+
+
+# ---- common ----------------------------------------------------------------------------------------------------
+
+
+def _labels(text: str) -> list[str]:
+    if text.startswith("@"):
+        return [line for line in _read(Path(text[1:])).decode().splitlines() if line.strip()]
+    return [label for label in text.split(",") if label.strip()]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadInputError(f"cannot read {path}: {error.strerror}") from error
