@@ -111,7 +111,7 @@ def serve(config: ConfigPath, overrides: Overrides = None) -> None:
         signal.signal(number, lambda *_: stop.set())
     out.print(f"Starting the champion of {escape(settings.name)} …")
     with connected(settings.cluster), running(serving_config(settings, alias=CHAMPION)) as base_url:
-        out.print(f"Serving on {base_url}  (page: {base_url}/, interface: {base_url}/docs or /openapi.json).  Ctrl-C ends it.")
+        out.print(f"Serving on {base_url}  (page: {base_url}/, interface: {base_url}/openapi.json).  Ctrl-C ends it.")
         stop.wait()
     out.print("Stopped.")
 

@@ -105,7 +105,7 @@ def train_here(request: TrainRequest, *, on_metrics: OnMetrics) -> None:
 
 @contextlib.contextmanager
 def _process_group(*, use_gpu: bool) -> Iterator[None]:
-    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29400"}
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     if "RANK" not in os.environ:
         os.environ.update(alone)
     if use_gpu:
