@@ -97,6 +97,7 @@ class TrainingSamples(Dataset[dict[str, torch.Tensor]]):
             "name_tokens": tokens[1],
             "concept_ids": torch.tensor(_stable_id(record.concept or f"uid:{record.uid}")),
             "topic_ids": torch.tensor(_stable_id(record.group or "")),
+            "sample_index": torch.tensor(index),
         }
 
 

@@ -33,6 +33,8 @@ class LocalBatch:
     """(B,) int64; samples of the same concept are positives of each other."""
     topic_ids: Tensor
     """(B,) int64."""
+    sample_index: Tensor
+    """(B,) int64, number of each sample in the shards, so that a bad step can name its samples."""
 
     def to(self, device: torch.device) -> "LocalBatch":
         return LocalBatch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
@@ -140,6 +142,7 @@ def _gather_ids(batch: LocalBatch) -> LocalBatch:
         name_tokens=packed[:, width : 2 * width],
         concept_ids=packed[:, -2],
         topic_ids=packed[:, -1],
+        sample_index=batch.sample_index,
     )
 
 

@@ -26,6 +26,7 @@ def global_batch() -> LocalBatch:
         name_tokens=tokens,
         concept_ids=torch.arange(BATCH) % len(NAMES),
         topic_ids=torch.arange(BATCH) % 3,
+        sample_index=torch.arange(BATCH),
     )
 
 
