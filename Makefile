@@ -53,11 +53,18 @@ format: setup ## Rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup ## Every benchmark, one JSON line each
-	@for f in tests/benchmarks/[a-z]*.py; do $(BIN)/python -m tests.benchmarks.$$(basename $$f .py) || exit 1; done
+bench: setup ## Every benchmark, one JSON line each; ARGS=--quick for a first look
+	@$(call run_all,benchmarks)
 
-chaos: setup ## Every fault injection, one JSON line each
-	@for f in tests/chaos/[a-z]*.py; do $(BIN)/python -m tests.chaos.$$(basename $$f .py) || exit 1; done
+chaos: setup ## Every fault injection, one JSON line each; ARGS=--quick for a first look
+	@$(call run_all,chaos)
+
+# one that misses its goal does not hide the others
+define run_all
+missed=; for file in tests/$(1)/[a-z]*.py; do \
+  name=tests.$(1).$$(basename $$file .py); $(BIN)/python -m $$name $(ARGS) || missed="$$missed $$name"; \
+done; test -z "$$missed" || { echo "missed:$$missed" >&2; exit 1; }
+endef
 
 # A local build tag (+cpu) would tie the lock to one machine; torch brings its own exact CUDA pins where it has them.
 lock: ## Resolve the newest versions pyproject.toml admits
