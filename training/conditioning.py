@@ -13,6 +13,9 @@ from torch import Tensor
 
 from training.config import ConditioningConfig
 
+MAX_SIZE_RATIO = 8
+"""Largest over smallest group of a batch, about."""
+
 
 @dataclass(frozen=True)
 class ConditioningPlan:
@@ -46,10 +49,12 @@ def plan_conditioning(
     unconditioned = step < config.start_step
     num_groups = 1 if unconditioned else int(rng.choice(config.groups))
     group_index = _cut_into_groups(topics, num_groups, coherent=bool(rng.random() < config.coherent_share), rng=rng)
+    conditioned = np.zeros(1, dtype=bool) if unconditioned else rng.random(num_groups) >= config.drop_share
     sets = [np.unique(names[group_index == group]) for group in range(num_groups)]
     if config.distractor_share and num_groups > 1:
         sets = [_with_distractors(own, names, config.distractor_share, rng) for own in sets]
-    conditioned = np.zeros(1, dtype=bool) if unconditioned else rng.random(num_groups) >= config.drop_share
+    # a dropped condition still has a set, as every parameter takes part in every step, but the smallest
+    sets = [own if kept else own[:1] for own, kept in zip(sets, conditioned, strict=True)]
     longest = max(map(len, sets))
     padded = np.stack([np.concatenate([own, np.repeat(own[:1], longest - len(own))]) for own in sets])
     mask = np.arange(longest)[None] < np.array([len(own) for own in sets])[:, None]
@@ -62,15 +67,23 @@ def plan_conditioning(
 
 
 def _cut_into_groups(topics: np.ndarray, num_groups: int, *, coherent: bool, rng: np.random.Generator) -> np.ndarray:
-    """(N,) group of each sample; groups differ in size by one at most."""
+    """(N,) group of each sample."""
     order = rng.permutation(len(topics))
     if coherent:
         kinds, kind_of = np.unique(topics, return_inverse=True)
         order = order[np.argsort(rng.permutation(len(kinds))[kind_of[order]], kind="stable")]  # topics side by side
     group_index = np.empty(len(topics), dtype=np.int64)
-    for group, members in enumerate(np.array_split(order, num_groups)):
-        group_index[members] = group
+    group_index[order] = np.repeat(np.arange(num_groups), _group_sizes(len(topics), num_groups, rng))
     return group_index
+
+
+def _group_sizes(num_samples: int, num_groups: int, rng: np.random.Generator) -> np.ndarray:
+    """(G,) sizes, at least 2, that add up to the batch: log-uniform, so that small sets are met as often as large ones."""
+    if num_groups == 1:
+        return np.array([num_samples])
+    weights = np.exp(rng.uniform(0, np.log(MAX_SIZE_RATIO), num_groups))
+    cuts = np.rint(np.cumsum(weights) / weights.sum() * (num_samples - 2 * num_groups)).astype(np.int64)
+    return np.diff(cuts, prepend=0) + 2  # an image alone in its group would have no negative
 
 
 def _with_distractors(own: np.ndarray, names: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:

@@ -1,14 +1,41 @@
-"""Sigmoid (SigLIP) loss with several positives a row, and the exchange between ranks it needs.
+"""Sigmoid (SigLIP) loss with several positives a row: the readable reference.
 
-Every rank holds the pairs of its own images with the texts of the whole contrastive batch.  Averaged over the ranks, as
-data-parallel training averages gradients, the ranks' losses are the loss of one process; tests/distributed/test_objective.py
-holds them together. Shapes: B local batch, N contrastive batch over all ranks, D embedding.
+Training computes it in blocks and over many ranks (training/ring_loss.py); tests/distributed/test_siglip_ring.py holds the two
+together.  Shapes: B images, N texts, D embedding.
 """
 
+from dataclasses import dataclass
+
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PairIds:
+    """What decides which images and texts belong together: a few numbers a sample, never an N x N mask."""
+
+    text: Tensor
+    """(n,) int64, number of the sample's caption among the unique texts."""
+    concept: Tensor
+    """(n,) int64."""
+    group: Tensor | None
+    """(n,) int64, conditioning group; None when there is one."""
+
+    def __getitem__(self, index: Tensor | slice) -> "PairIds":
+        return PairIds(self.text[index], self.concept[index], None if self.group is None else self.group[index])
+
+
+def positive_pairs(images: PairIds, texts: PairIds) -> Tensor:
+    """(B, N) bool, True where text and image belong together: the same caption or the same concept."""
+    return (images.text[:, None] == texts.text) | (images.concept[:, None] == texts.concept)
+
+
+def counted_pairs(images: PairIds, texts: PairIds) -> Tensor | None:
+    """(B, N) bool, False for pairs of different groups, which are neither positive nor negative; None counts all."""
+    if images.group is None or texts.group is None:
+        return None
+    return images.group[:, None] == texts.group
 
 
 def siglip_loss(
@@ -27,46 +54,11 @@ def siglip_loss(
         text_features: (N, D) unit vectors.
         logit_scale: () already exponentiated.
         logit_bias: ().
-        positive: (B, N) bool, True where text and image belong together: an image's own text, and every text that says the
-        same. counted: (B, N) bool, False for pairs that are neither positive nor negative; None counts all.
+        positive: (B, N) bool, see `positive_pairs`.
+        counted: (B, N) bool, see `counted_pairs`.
     """
     logits = logit_scale * image_features @ text_features.T + logit_bias  # (B, N)
     pair_loss = -F.logsigmoid(torch.where(positive, logits, -logits))
     if counted is not None:
         pair_loss = pair_loss * counted
     return pair_loss.sum() / len(image_features)
-
-
-def gather_with_gradient(features: Tensor) -> Tensor:
-    """(B, D) on each of W ranks -> (W * B, D) on every rank, in rank order; gradients flow back to the rank a row came from."""
-    if _world_size() == 1:
-        return features
-    gathered: Tensor = _GatherRows.apply(features)
-    return gathered
-
-
-def gather_values(values: Tensor) -> Tensor:
-    """(B, ...) on each of W ranks -> (W * B, ...) on every rank, in rank order, without gradient."""
-    if _world_size() == 1:
-        return values
-    parts = [torch.empty_like(values) for _ in range(_world_size())]
-    dist.all_gather(parts, values.contiguous())
-    return torch.cat(parts)
-
-
-class _GatherRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, rows: Tensor) -> Tensor:
-        ctx.num_rows = len(rows)  # type: ignore[attr-defined]
-        return gather_values(rows)
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:
-        total = grad.contiguous().clone()
-        dist.all_reduce(total)  # every rank used the rows of every other
-        num_rows: int = ctx.num_rows  # type: ignore[attr-defined]
-        return total[dist.get_rank() * num_rows :][:num_rows]
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

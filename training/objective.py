@@ -1,21 +1,30 @@
 """One contrastive batch through the whole model, on any number of ranks, to one loss.
 
-Texts are encoded once each, wherever in the batch they occur and on whichever rank; their features are gathered with gradient,
-so that loss, gradients and statistics do not depend on the number of ranks.
-Shapes: B local batch, N = B x ranks, T unique texts, L tokens, G groups, C names in a set, D embedding, P generated values.
+Every unique text that the step needs is encoded once, on the rank it is dealt to, and so is every conditioning set.  From there
+the features take two ways, chosen by who needs them:
+
+- The *loss* needs each text once on every rank and can forget it: the features travel round a ring (training/ring_loss.py), so
+  that no rank holds those of the whole batch.
+- A *conditioning set* needs all its names at once, wherever they lie: the features of names, and of nothing else, are gathered
+  with gradient.
+
+Loss, gradients and statistics do not depend on the number of ranks.
+Shapes: B local batch, N = B x ranks, T unique texts, M names in sets, S texts of a rank, L tokens, G groups, C names in a set,
+D embedding, P generated values.
 """
 
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from training.conditioning import ConditioningPlan, plan_conditioning
 from training.config import ConditioningConfig
-from training.loss import gather_values, gather_with_gradient, siglip_loss
+from training.exchange import deal, gather_dealt, gather_values, rank
+from training.loss import PairIds
 from training.model.hyperclip import HyperClip
 from training.model.parameter_delta import GroupDelta
+from training.ring_loss import ring_siglip_loss
 from training.tokenizer import cut_to_longest
 
 
@@ -65,52 +74,94 @@ class ContrastiveObjective(nn.Module):
             return self._forward(batch, step=step, batch_number=batch_number)
 
     def _forward(self, batch: LocalBatch, *, step: int, batch_number: int) -> ObjectiveOutput:
-        everyone = _gather_ids(batch)
-        num_samples, local = len(everyone.concept_ids), len(batch.images)
-        both = torch.cat([everyone.caption_tokens, everyone.name_tokens])
-        texts, places = torch.unique(both, dim=0, return_inverse=True)  # (T, 77), (2N,)
-        caption_index, name_index = places[:num_samples], places[num_samples:]
+        samples = _gather_samples(batch)
         plan = plan_conditioning(
             self.conditioning,
             step=step,
             batch_number=batch_number,
             seed=self.seed,
-            name_index=name_index,
-            topic_ids=everyone.topic_ids,
+            name_index=samples.name_index,
+            topic_ids=samples.topic_ids,
         )
-        text_features = self._encode_texts(texts)  # (T, D)
-        mine = slice(_rank() * local, (_rank() + 1) * local)
+        texts = _needed_texts(samples, plan if self.model.hypernetwork else None)
+        text_features = self.model.encode_text(cut_to_longest(deal(texts.tokens)))  # (S, D)
+        delta = self._generate(plan, texts, text_features)
+        mine = slice(rank() * len(batch.images), (rank() + 1) * len(batch.images))
         group_index = plan.group_index.to(batch.images.device)
-        delta = self._generate(plan, text_features)
         image_features = self.model.encode_image(batch.images, _group_delta(delta, group_index[mine]))
-        loss = siglip_loss(
+        pairs = PairIds(texts.caption_index, samples.concept_ids, group_index if plan.num_groups > 1 else None)
+        loss = ring_siglip_loss(
             image_features,
-            text_features[caption_index],
+            text_features,
             logit_scale=self.model.logit_scale,
             logit_bias=self.model.logit_bias,
-            positive=(caption_index[mine, None] == caption_index) | (everyone.concept_ids[mine, None] == everyone.concept_ids),
-            counted=group_index[mine, None] == group_index if plan.num_groups > 1 else None,
+            images=pairs[mine],
+            texts=pairs,
         )
         return ObjectiveOutput(loss, *_delta_statistics(delta, plan.conditioned))
 
-    def _encode_texts(self, texts: Tensor) -> Tensor:
-        """(T, 77) on every rank -> (T, D): each rank encodes its share, cut to the longest text of all."""
-        texts = cut_to_longest(texts)
-        share = -(-len(texts) // _world_size())
-        padding = texts[:1].expand(share * _world_size() - len(texts), -1)
-        own = torch.cat([texts, padding])[_rank() * share :][:share]
-        return gather_with_gradient(self.model.encode_text(own))[: len(texts)]
-
-    def _generate(self, plan: ConditioningPlan, text_features: Tensor) -> Tensor | None:
-        """(G, P), zero rows where the condition is dropped; None when nothing is conditioned."""
+    def _generate(self, plan: ConditioningPlan, texts: "_Texts", text_features: Tensor) -> Tensor | None:
+        """(G, P), zero rows where the condition is dropped; None for the twin."""
         if self.model.hypernetwork is None:
             return None
-        device = text_features.device
-        padded = not bool(plan.mask.all())
-        mask = plan.mask.to(device) if padded else None
-        delta = self.model.generate(text_features[plan.sets.to(device)], mask)
+        names = gather_dealt(text_features, texts.num_names)  # (M, D)
+        mask = None if bool(plan.mask.all()) else deal(plan.mask).to(names.device)
+        delta = self.model.generate(names[deal(texts.sets)], mask)
         # multiplied, not skipped: every parameter takes part in every step, which data-parallel reduction relies on
-        return delta * plan.conditioned.to(device)[:, None]
+        return gather_dealt(delta, plan.num_groups) * plan.conditioned.to(delta.device)[:, None]
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """What every rank knows of the samples of all; the images stay where they are."""
+
+    tokens: Tensor
+    """(T', L) unique captions and names."""
+    caption_index: Tensor
+    """(N,) rows of `tokens`."""
+    name_index: Tensor
+    """(N,) rows of `tokens`."""
+    concept_ids: Tensor
+    topic_ids: Tensor
+
+
+def _gather_samples(batch: LocalBatch) -> _Samples:
+    width = batch.caption_tokens.shape[1]
+    packed = torch.cat(
+        [batch.caption_tokens, batch.name_tokens, batch.concept_ids[:, None], batch.topic_ids[:, None]], dim=1
+    )  # one exchange instead of four
+    packed = gather_values(packed)
+    both = torch.cat([packed[:, :width], packed[:, width : 2 * width]])
+    tokens, places = torch.unique(cut_to_longest(both), dim=0, return_inverse=True)
+    caption_index, name_index = places.chunk(2)
+    return _Samples(tokens, caption_index, name_index, concept_ids=packed[:, -2], topic_ids=packed[:, -1])
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """The unique texts that a step encodes, names in sets first: see `deal`."""
+
+    tokens: Tensor
+    """(T, L)."""
+    caption_index: Tensor
+    """(N,) rows of `tokens`."""
+    sets: Tensor
+    """(G, C) rows of `tokens`, all below `num_names`."""
+    num_names: int
+
+
+def _needed_texts(samples: _Samples, plan: ConditioningPlan | None) -> _Texts:
+    """Captions and the names in sets; a name in no set is nobody's text.  Without a plan (the twin) there are no sets."""
+    device = samples.tokens.device
+    sets = torch.empty(0, 0, dtype=torch.int64, device=device) if plan is None else plan.sets.to(device)
+    in_set, is_caption = torch.zeros(2, len(samples.tokens), dtype=torch.bool, device=device)
+    in_set[sets.flatten()] = True
+    is_caption[samples.caption_index] = True
+    names = in_set.nonzero()[:, 0]
+    rows = torch.cat([names, (is_caption & ~in_set).nonzero()[:, 0]])  # (T,)
+    place = torch.empty(len(samples.tokens), dtype=torch.int64, device=device)
+    place[rows] = torch.arange(len(rows), device=device)
+    return _Texts(samples.tokens[rows], place[samples.caption_index], place[sets], len(names))
 
 
 def _group_delta(delta: Tensor | None, group_index: Tensor) -> GroupDelta | None:
@@ -127,28 +178,3 @@ def _delta_statistics(delta: Tensor | None, conditioned: Tensor) -> tuple[Tensor
     rms = used.square().mean().sqrt()
     variation = (used - used.mean(dim=0)).square().mean().sqrt() / rms.clamp_min(1e-12) if len(used) > 1 else zero
     return rms, variation
-
-
-def _gather_ids(batch: LocalBatch) -> LocalBatch:
-    """The tokens and ids of all ranks; the images stay where they are."""
-    width = batch.caption_tokens.shape[1]
-    packed = torch.cat(
-        [batch.caption_tokens, batch.name_tokens, batch.concept_ids[:, None], batch.topic_ids[:, None]], dim=1
-    )  # one exchange instead of four
-    packed = gather_values(packed)
-    return LocalBatch(
-        images=batch.images,
-        caption_tokens=packed[:, :width],
-        name_tokens=packed[:, width : 2 * width],
-        concept_ids=packed[:, -2],
-        topic_ids=packed[:, -1],
-        sample_index=batch.sample_index,
-    )
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

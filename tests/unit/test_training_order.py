@@ -34,17 +34,34 @@ def plan(config: ConditioningConfig, *, step: int = 10, batch_number: int = 0): 
     return plan_conditioning(config, step=step, batch_number=batch_number, seed=1, name_index=names, topic_ids=topics)
 
 
-def test_groups_share_the_batch_evenly_and_are_conditioned_on_their_own_unique_names() -> None:
+def test_groups_are_conditioned_on_their_own_unique_names() -> None:
     found = plan(ConditioningConfig(groups=(4,), drop_share=0))
-    assert torch.bincount(found.group_index).tolist() == [6, 6, 6, 6]
     for group in range(4):
         own = sorted(set((torch.arange(24) % 20)[found.group_index == group].tolist()))
         assert found.sets[group][found.mask[group]].tolist() == own
 
 
-def test_coherent_groups_hold_one_topic() -> None:
+def test_groups_share_the_batch_in_varying_sizes_that_leave_every_image_a_negative() -> None:
+    drawn = [torch.bincount(plan(ConditioningConfig(groups=(4,)), batch_number=n).group_index) for n in range(50)]
+    assert all(len(sizes) == 4 and sizes.sum() == 24 and sizes.min() >= 2 for sizes in drawn)
+    assert len({tuple(sizes.tolist()) for sizes in drawn}) > 25
+    assert max(int(sizes.max()) for sizes in drawn) >= 12  # half of the batch, where an equal share is a quarter
+
+
+def test_as_many_groups_as_pairs_are_pairs() -> None:
+    assert torch.bincount(plan(ConditioningConfig(groups=(12,))).group_index).tolist() == [2] * 12
+
+
+def test_coherent_groups_keep_topics_side_by_side() -> None:
     found = plan(ConditioningConfig(groups=(4,), coherent_share=1.0))
-    assert all(len(set((torch.arange(24) % 4)[found.group_index == group].tolist())) == 1 for group in range(4))
+    topics = torch.arange(24) % 4
+    # 4 topics laid end to end and cut in 4: at most 3 topics are met by a cut
+    assert sum(len(set(topics[found.group_index == group].tolist())) for group in range(4)) <= 4 + 3
+
+
+def test_a_dropped_condition_costs_one_name() -> None:
+    found = plan(ConditioningConfig(groups=(4,), drop_share=1))
+    assert not found.conditioned.any() and found.sets.shape == (4, 1)
 
 
 def test_nothing_is_conditioned_before_start_step() -> None:
@@ -55,7 +72,8 @@ def test_nothing_is_conditioned_before_start_step() -> None:
 
 def test_distractors_come_from_other_groups() -> None:
     plain, more = (plan(ConditioningConfig(groups=(4,), drop_share=0, distractor_share=share)) for share in (0.0, 0.5))
-    assert (more.mask.sum(1) > plain.mask.sum(1)).all()
+    own = plain.mask.sum(1)
+    assert torch.equal(more.mask.sum(1), own + torch.minimum((own / 2).round().long(), 20 - own))  # 20 names in all
     for group in range(4):
         chosen = more.sets[group][more.mask[group]].tolist()
         assert len(chosen) == len(set(chosen))
