@@ -17,7 +17,16 @@ from pydantic import PositiveInt
 
 from data_prep.accounting import describe, require_all_accounted
 from data_prep.curate import KEEP_SCHEMA
-from data_prep.manifest import MANIFEST_NAME, SampleRecord, ShardEntry, ShardManifest, write_manifest
+from data_prep.manifest import (
+    MANIFEST_NAME,
+    NO_SOURCE,
+    VERIFIED_NAME,
+    SampleRecord,
+    ShardEntry,
+    ShardManifest,
+    record_verified,
+    write_manifest,
+)
 from data_prep.raw import read_download_report
 from infra import images, storage
 from infra.config import StrictModel, content_hash
@@ -62,12 +71,15 @@ def reshard(
     require_all_accounted("the whole preparation", seen=raw.requested, out=len(kept), lost=Counter(raw.failed) + dropped)
     kept.sort(key=lambda row: _shuffled(row["uid"], config.seed))
     _clear(output_uri)
+    sources = sorted({row["source"] or NO_SOURCE for row in kept})
     shards: list[ShardEntry] = []
     done = 0
     progress(0, len(kept))
     for number, start in enumerate(range(0, len(kept), config.samples_per_shard)):
         part = kept[start : start + config.samples_per_shard]
-        shards.append(_write_shard(part, name=f"{number:05d}.tar", raw_uri=raw_uri, output_uri=output_uri))
+        entry = _write_shard(part, name=f"{number:05d}.tar", raw_uri=raw_uri, output_uri=output_uri)
+        source_ids = [sources.index(row["source"] or NO_SOURCE) for row in part]
+        shards.append(entry.rebuilt(source_ids=source_ids))
         done += len(part)
         progress(done, len(kept))
     if done != len(kept):
@@ -75,6 +87,7 @@ def reshard(
     manifest = ShardManifest(
         shards=shards,
         num_samples=done,
+        sources=sources,
         lineage={
             "config": config.model_dump(mode="json"),
             "config_hash": content_hash(config),
@@ -85,6 +98,7 @@ def reshard(
         },
     )
     write_manifest(manifest, output_uri)
+    record_verified(manifest, output_uri)  # every shard was read back and hashed
     return manifest
 
 
@@ -111,7 +125,8 @@ def _shuffled(uid: str, seed: int) -> bytes:
 
 def _clear(output_uri: str) -> None:
     """Take away what an earlier run left, the manifest first: without it the rest counts for nothing."""
-    storage.remove(storage.join(output_uri, MANIFEST_NAME))
+    for name in (MANIFEST_NAME, VERIFIED_NAME):
+        storage.remove(storage.join(output_uri, name))
     for uri in storage.list_files(output_uri, suffix=".tar"):
         storage.remove(uri)
 

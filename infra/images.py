@@ -1,7 +1,9 @@
 """The only decoder in the project: JPEG, PNG and WebP, header first, bounded before anything is allocated.
 
 `probe` reads the true format and size from the bytes; `decode` gives pixels.  Everything that is not one of the three formats,
-or claims more pixels than allowed, is refused before decompression.  Animated pictures give their first frame.
+or claims more pixels than allowed, is refused before decompression.  Animated pictures give their first frame.  Pictures and
+their sizes are upright: the EXIF orientation that a camera wrote is applied here, so that training, evaluation and serving all
+see the same.
 """
 
 import io
@@ -11,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from infra.errors import BadInputError
 
@@ -22,6 +24,8 @@ MAX_PIXELS = 64_000_000
 # MPO is a JPEG with further pictures behind the first, as phones write it; Pillow finds it while opening a JPEG
 _PILLOW_FORMATS: dict[str, ImageFormat] = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "WEBP": "webp"}
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_EXIF_WITHIN = 1 << 16  # a JPEG's EXIF is one of its first segments, and no longer than that
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
@@ -36,6 +40,7 @@ class ImageError(BadInputError):
 class ImageInfo(NamedTuple):
     format: ImageFormat
     width: int
+    """Upright, as `decode` gives it."""
     height: int
 
 
@@ -47,13 +52,19 @@ def probe(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageInfo:
     """
     if canvas := _webp_canvas(data):  # libwebp reserves the whole canvas while opening, so this one is asked before Pillow is
         _check_pixels(*canvas, max_pixels=max_pixels)
+    if jpeg := _jpeg_header(data):
+        return _upright_info("jpeg", jpeg.width, jpeg.height, _jpeg_orientation(data), max_pixels=max_pixels)
     image = _open(data)
-    _check_pixels(image.width, image.height, max_pixels=max_pixels)
-    return ImageInfo(_PILLOW_FORMATS[str(image.format)], image.width, image.height)
+    file_format = _PILLOW_FORMATS[str(image.format)]
+    return _upright_info(file_format, image.width, image.height, _orientation(image), max_pixels=max_pixels)
 
 
-def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Pixels as (H, W, 3) uint8 RGB, or (H, W, 4) uint8 RGBA where the picture has transparency.
+def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: tuple[int, int] | None = None) -> np.ndarray:
+    """Pixels as (H, W, 3) uint8 RGB, or (H, W, 4) uint8 RGBA where the picture has transparency; upright.
+
+    Args:
+        at_least: (height, width) that are enough: a JPEG is decoded at 1/2, 3/8, 1/4 or 1/8 of its size where that is still so
+            large, which costs about half.  Other formats have one size.
 
     Raises:
         ImageError: as `probe`, or the picture ends early or is damaged.
@@ -61,14 +72,22 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     info = probe(data, max_pixels=max_pixels)
     try:
         # CMYK JPEGs are the one kind simplejpeg cannot turn to RGB
-        if info.format == "jpeg" and simplejpeg.decode_jpeg_header(data)[2] != "CMYK":
-            return simplejpeg.decode_jpeg(data, colorspace="RGB")
+        if (jpeg := _jpeg_header(data)) and jpeg.colorspace != "CMYK":
+            orientation = _jpeg_orientation(data)
+            height, width = at_least or (0, 0)  # 0 asks for the whole size
+            if orientation in _SIDEWAYS:
+                height, width = width, height
+            # scales between 1/2 and 1 take longer than the whole, in libjpeg-turbo
+            pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", min_height=height, min_width=width, min_factor=2)
+            return _turned(pixels, orientation)
         image = _open(data)
+        orientation = _orientation(image)
         image.load()
         if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips it to white
             grey = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
-            return np.stack([grey] * 3, axis=2)
-        return np.array(image.convert("RGBA" if image.has_transparency_data else "RGB"))  # a copy, which is writable
+            return _turned(np.stack([grey] * 3, axis=2), orientation)
+        # a copy, which is writable
+        return _turned(np.array(image.convert("RGBA" if image.has_transparency_data else "RGB")), orientation)
     except _DECODE_ERRORS as error:
         raise ImageError("truncated", f"{info.format} picture is damaged or ends early: {error}") from error
 
@@ -86,6 +105,55 @@ def flatten(pixels: np.ndarray, *, background: tuple[int, int, int]) -> np.ndarr
     ground = np.asarray(background, dtype=np.uint16)
     mixed = pixels[:, :, :3] * alpha + ground * (255 - alpha)
     return ((mixed + 127) // 255).astype(np.uint8)
+
+
+class _JpegHeader(NamedTuple):
+    height: int
+    width: int
+    colorspace: str
+    subsampling: str
+
+
+def _jpeg_header(data: bytes) -> _JpegHeader | None:
+    """None where it is no JPEG, or one whose header is damaged."""
+    if not data.startswith(_MAGIC[0]):
+        return None
+    try:
+        return _JpegHeader(*simplejpeg.decode_jpeg_header(data))
+    except ValueError:
+        return None
+
+
+def _jpeg_orientation(data: bytes) -> int:
+    head = data[:_EXIF_WITHIN]
+    return _orientation(_open(data)) if b"Exif\0\0" in head or b"tiff:Orientation" in head else 1
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; 1 is upright, and what damaged or absent EXIF counts as."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # Pillow would decode the picture to look for EXIF behind it
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except _DECODE_ERRORS:
+        return 1
+    return found if found in range(1, 9) else 1
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """(H, W, C) as stored -> upright."""
+    if orientation in _SIDEWAYS:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _upright_info(file_format: ImageFormat, width: int, height: int, orientation: int, *, max_pixels: int) -> ImageInfo:
+    _check_pixels(width, height, max_pixels=max_pixels)
+    return ImageInfo(file_format, height, width) if orientation in _SIDEWAYS else ImageInfo(file_format, width, height)
 
 
 def _check_pixels(width: int, height: int, *, max_pixels: int) -> None:

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -118,6 +118,32 @@ def list_files(uri: str, *, suffix: str = "") -> list[str]:
         return []
     names = [posixpath.basename(entry["name"]) for entry in filesystem.ls(path, detail=True) if entry["type"] == "file"]
     return [join(uri, name) for name in sorted(names) if name.endswith(suffix) and not name.startswith(".")]
+
+
+class Listed(NamedTuple):
+    """What a store says of an object without opening it."""
+
+    size: int
+    version: str | None
+    """Changes when the object is written again (ETag, generation or time of change); none where the store has no such thing."""
+
+
+def list_details(uri: str) -> dict[str, Listed]:
+    """The files directly in a folder by name, from one listing; an absent folder is empty."""
+    filesystem, path = _resolve(uri)
+    if not filesystem.isdir(path):
+        return {}
+    filesystem.invalidate_cache(path)  # a listing from before a write would tell of the objects before
+    return {
+        posixpath.basename(entry["name"]): Listed(int(entry["size"]), _version(entry))
+        for entry in filesystem.ls(path, detail=True)
+        if entry["type"] == "file"
+    }
+
+
+def _version(entry: dict[str, Any]) -> str | None:
+    found = [entry[name] for name in ("ETag", "etag", "generation", "mtime", "LastModified", "created") if entry.get(name)]
+    return str(found[0]) if found else None
 
 
 def make_folder(uri: str) -> None:

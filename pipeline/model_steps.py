@@ -5,11 +5,11 @@ from pipeline.config import RunConfig
 from pipeline.steps import Step, StepContext, StepResult
 from training.bundle import load_bundle
 from training.config import TrainRequest
-from training.data import open_shards
 from training.evaluation.zero_shot import ZeroShotResult, evaluate_zero_shot, pictures_digest
 from training.launch import train_on_ray
 from training.loop import read_metrics
 from training.publish import publish
+from training.shard_reader import open_shards
 
 EVALUATION_NAME = "evaluation.json"
 

@@ -14,9 +14,9 @@ from pipeline.config import RunConfig
 from pipeline.model_steps import EVALUATION_NAME
 from pipeline.showcase_steps import PREDICTIONS_NAME, ServedPredictions
 from pipeline.steps import PlannedStep, StepRecord
-from training.data import ShardReader
 from training.evaluation.zero_shot import ZeroShotResult
 from training.loop import read_metrics
+from training.shard_reader import ShardReader
 
 REPORT_NAME = "report.html"
 _MIME = {b"\x89PNG": "image/png", b"RIFF": "image/webp"}

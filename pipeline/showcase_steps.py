@@ -13,8 +13,8 @@ from serving.client import ServingClient
 from serving.config import ServingConfig
 from serving.launch import running
 from training.bundle import load_bundle
-from training.data import ShardReader, open_shards
 from training.export import export_package
+from training.shard_reader import ShardReader, open_shards
 from training.specialize import specialize
 
 PREDICTIONS_NAME = "predictions.json"

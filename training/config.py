@@ -87,8 +87,15 @@ class TrainConfig(StrictModel):
     """DeepSpeed ZeRO stage."""
     templates: tuple[str, ...] = ("{}",)
     """Texts a caption is put into, one drawn per sample; a label's feature at test time is the mean over all."""
+    source_weights: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """Share of each source in the stream of samples (only ratios matter); sources left out are not used.  Empty: every epoch
+    holds every sample exactly once."""
     loader_workers: NonNegativeInt = 1
     """Processes that read and decode, per rank; 0 decodes in the training process."""
+    loader_cache_gb: PositiveFloat = 16
+    """Disk of each machine, under TMPDIR, for blocks of remote shards; local shards need none."""
+    max_replaced_share: float = Field(default=0.001, ge=0, le=1)
+    """Share of samples that may fail to decode, and be replaced by others, before the run fails."""
     log_every_steps: PositiveInt = 10
     optimizer: OptimizerConfig = OptimizerConfig()
     conditioning: ConditioningConfig = ConditioningConfig()
@@ -123,7 +130,16 @@ class TrainConfig(StrictModel):
     def identity(self) -> dict[str, Any]:
         """Everything that decides the numbers; workers, ZeRO stage, checkpoints and logging may change on resume."""
         return self.model_dump(
-            mode="json", exclude={"workers", "zero_stage", "checkpoint", "log_every_steps", "loader_workers"}
+            mode="json",
+            exclude={
+                "workers",
+                "zero_stage",
+                "checkpoint",
+                "log_every_steps",
+                "loader_workers",
+                "loader_cache_gb",
+                "max_replaced_share",
+            },
         )
 
     @property

@@ -64,6 +64,7 @@ class PackagePreprocess(PreprocessConfig):
 
     schema_version: Literal[1] = 1
     steps: tuple[str, ...] = (
+        "upright, as its EXIF orientation says",
         "RGB, transparency laid over background",
         "central square, resampled once to image_size (bicubic, antialiased)",
         "divide by 255, subtract mean, divide by std",

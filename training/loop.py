@@ -20,13 +20,14 @@ from infra.tracking import Tracker
 from training.bundle import BUNDLE_NAME, save_bundle
 from training.checkpoint import TrainState, load_newest, remove_old, save_checkpoint
 from training.config import TrainConfig, TrainRequest
-from training.data import TrainingBatches, open_shards
+from training.data import TrainingBatches
 from training.engine import Engine
 from training.model.hyperclip import HyperClip
 from training.model.registry import model_config
 from training.model_card import model_card
 from training.objective import ContrastiveObjective
 from training.schedule import learning_rate_at
+from training.shard_reader import open_shards
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def train(request: TrainRequest, *, on_metrics: OnMetrics) -> None:
     config = request.config
     rank = Rank(dist.get_rank(), dist.get_world_size(), _device(config))
     torch.set_num_threads(config.workers.threads)
-    reader = open_shards(request.shards_uri)
+    reader = open_shards(request.shards_uri, cache_bytes=int(config.loader_cache_gb * 1e9))
     batches = TrainingBatches(reader, config, rank=rank.rank, world_size=rank.world_size)
     torch.manual_seed(config.seed)
     model = HyperClip(model_config(config.model))

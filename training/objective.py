@@ -44,6 +44,8 @@ class LocalBatch:
     """(B,) int64."""
     sample_index: Tensor
     """(B,) int64, number of each sample in the shards, so that a bad step can name its samples."""
+    replaced: Tensor
+    """(B,) bool, True where the sample that stood there did not decode and another took its place."""
 
     def to(self, device: torch.device) -> "LocalBatch":
         return LocalBatch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})

@@ -5,10 +5,10 @@ from training.parity import ParityCertificate
 USAGE = """\
 import json, sys
 import numpy as np, onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 prep, labels = json.load(open("preprocess.json")), json.load(open("labels.json", encoding="utf-8"))["labels"]
-picture = Image.open(sys.argv[1]).convert("RGBA")
+picture = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGBA")
 picture = Image.alpha_composite(Image.new("RGBA", picture.size, (*prep["background"], 255)), picture).convert("RGB")
 left, top = (picture.width - min(picture.size)) / 2, (picture.height - min(picture.size)) / 2
 box = (left, top, picture.width - left, picture.height - top)

@@ -27,6 +27,7 @@ def global_batch() -> LocalBatch:
         concept_ids=torch.arange(BATCH) % len(NAMES),
         topic_ids=torch.arange(BATCH) % 3,
         sample_index=torch.arange(BATCH),
+        replaced=torch.zeros(BATCH, dtype=torch.bool),
     )
 
 

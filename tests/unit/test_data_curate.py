@@ -14,7 +14,7 @@ from data_prep.curate import KEEP_LIST_NAME, CurateConfig, CurateReport, curate
 from data_prep.dedup import DedupConfig
 from data_prep.filters import FilterConfig, filter_reason
 from data_prep.import_pictures import ImportConfig, import_pictures
-from data_prep.manifest import SampleRecord, read_manifest, verify_shards
+from data_prep.manifest import VERIFIED_NAME, SampleRecord, read_manifest, verify_shards
 from data_prep.raw import read_download_report
 from data_prep.reshard import ReshardConfig, reshard
 from infra.errors import BadInputError, CorruptArtefactError, DataLossError
@@ -75,7 +75,9 @@ def resharded(raw: str, keep: str, folder: str, **config: Any) -> Path:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+    """Files of a folder, without the note on when they were last changed."""
+    paths = sorted(path for path in folder.iterdir() if path.name != VERIFIED_NAME)
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 def test_every_sample_is_kept_or_dropped_for_a_reason(raw: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from infra.images import ImageError, ImageInfo, decode, decode_rgb, probe
 
@@ -89,6 +89,34 @@ def test_a_phones_multi_picture_jpeg_is_a_jpeg_and_gives_its_first() -> None:
     data = encode(picture(), "MPO", quality=95, save_all=True, append_images=[Image.new("RGB", (8, 8))])
     assert probe(data) == ImageInfo("jpeg", 40, 32)
     assert decode(data).shape == (32, 40, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "WEBP"])
+def test_a_turned_picture_comes_upright_with_its_upright_size(name: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    data = encode(picture(size=(400, 320)), name, exif=exif, **({"lossless": True} if name == "WEBP" else {}))
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    pixels = decode(data)
+    assert probe(data)[1:] == pixels.shape[1::-1] == expected.shape[1::-1]
+    # 2 of 255: two JPEG decoders round differently
+    assert np.abs(pixels.astype(int) - expected.astype(int)).max() <= (2 if name == "JPEG" else 0)
+    height, width = expected.shape[0] // 2, expected.shape[1] // 2
+    scaled = decode(data, at_least=(height, width))
+    assert scaled.shape == ((height, width, 3) if name == "JPEG" else expected.shape)
+
+
+def test_damaged_exif_counts_as_none() -> None:
+    data = encode(picture(), "JPEG", exif=b"Exif\0\0" + bytes(range(200)))
+    assert decode(data).shape == (32, 40, 3) and probe(data) == ImageInfo("jpeg", 40, 32)
+
+
+@pytest.mark.parametrize(("wanted", "expected"), [((375, 500), 8), ((189, 1), 8), ((188, 250), 4), ((90, 120), 2), ((9, 9), 1)])
+def test_a_jpeg_is_decoded_no_larger_than_needed(wanted: tuple[int, int], expected: int) -> None:
+    data = encode(picture(size=(500, 375)), "JPEG")
+    height, width = decode(data, at_least=wanted).shape[:2]
+    assert (height, width) == (-(-375 * expected // 8), -(-500 * expected // 8))  # eighths of the size
 
 
 @pytest.mark.parametrize("name", ["WEBP", "PNG"])

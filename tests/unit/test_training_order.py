@@ -3,25 +3,104 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from infra.errors import BadInputError
 from training.conditioning import plan_conditioning
 from training.config import ConditioningConfig, local_batch_size
-from training.order import epoch_order, rank_positions, sample_at
+from training.order import BLOCK, ROUND, WINDOW_BLOCKS, EpochOrder, WeightedOrder, block_bounds, rank_share, round_shares
+
+SHARD_SIZES = st.lists(st.integers(1, 300), min_size=1, max_size=20)
 
 
-@pytest.mark.parametrize("num_samples", [1, 63, 64, 5000])
-def test_an_epoch_holds_every_sample_once_and_epochs_differ(num_samples: int) -> None:
-    first, second = (epoch_order(num_samples, seed=3, epoch=epoch) for epoch in (0, 1))
-    assert sorted(first) == list(range(num_samples)) == sorted(second)
-    assert num_samples == 1 or not np.array_equal(first, second)
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(SHARD_SIZES, st.integers(0, 2**31), st.integers(0, 10**6))
+def test_every_epoch_holds_every_sample_once(shard_sizes: list[int], seed: int, epoch: int) -> None:
+    size = sum(shard_sizes)
+    samples = EpochOrder(shard_sizes, seed=seed).samples_at(epoch * size + np.arange(size))
+    assert sorted(samples) == list(range(size))
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(SHARD_SIZES, st.data())
+def test_the_sample_at_a_position_depends_on_nothing_else(shard_sizes: list[int], data: st.DataObject) -> None:
+    stream = EpochOrder(shard_sizes, seed=1).samples_at(np.arange(3 * sum(shard_sizes)))
+    positions = data.draw(st.lists(st.integers(0, len(stream) - 1), min_size=1))
+    assert EpochOrder(shard_sizes, seed=1).samples_at(np.array(positions)).tolist() == stream[positions].tolist()
+
+
+def test_epochs_and_seeds_differ() -> None:
+    orders = [EpochOrder([5000], seed=seed).samples_at(np.arange(10_000)) for seed in (3, 4)]
+    epochs = [*orders[0].reshape(2, -1), *orders[1].reshape(2, -1)]
+    assert all(np.mean(one == other) < 0.01 for i, one in enumerate(epochs) for other in epochs[:i])
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(SHARD_SIZES)
+def test_blocks_are_short_and_never_straddle_shards(shard_sizes: list[int]) -> None:
+    bounds = block_bounds(shard_sizes)
+    assert set(np.cumsum([0, *shard_sizes])) <= set(bounds.tolist())
+    assert np.diff(bounds).min() >= 1 and np.diff(bounds).max() <= BLOCK
+
+
+def test_a_window_of_positions_touches_few_blocks_of_many_shards() -> None:
+    shard_sizes = [1000] * 500
+    samples = EpochOrder(shard_sizes, seed=0).samples_at(np.arange(50_000, 52_000))
+    blocks = np.unique(np.searchsorted(block_bounds(shard_sizes), samples, side="right"))
+    assert len(blocks) <= 2 * WINDOW_BLOCKS  # 2,000 positions lie in two windows at most
+    assert len(np.unique(samples // 1000)) > WINDOW_BLOCKS / 2  # blocks of all shards meet
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_the_global_batch_is_the_same_at_any_world_size(world_size: int) -> None:
-    positions = [p for rank in range(world_size) for p in rank_positions(5, 12, rank=rank, world_size=world_size)]
-    assert positions == list(range(60, 72))
-    assert [sample_at(p, 50, seed=0) for p in positions] == [sample_at(p, 50, seed=0) for p in range(60, 72)]
+    order = EpochOrder([20, 30], seed=0)
+    plans = [rank_share(order, 5, contrastive_batch_size=12, rank=rank, world_size=world_size) for rank in range(world_size)]
+    positions, samples = (np.concatenate(part) for part in zip(*plans, strict=True))
+    assert sorted(positions) == list(range(60, 72))
+    assert samples.tolist() == order.samples_at(positions).tolist() == sorted(samples)
+
+
+def test_ranks_read_parts_of_a_window_of_their_own() -> None:
+    order, bounds = EpochOrder([1000] * 100, seed=0), block_bounds([1000] * 100)
+    of_rank = [
+        {
+            block
+            for batch in range(8)  # 8 x 500 positions: a window
+            for block in np.searchsorted(
+                bounds, rank_share(order, batch, contrastive_batch_size=500, rank=rank, world_size=5).samples, side="right"
+            ).tolist()
+        }
+        for rank in range(5)
+    ]
+    # without the sorting every rank would read nearly all blocks: a sum of five times their union
+    assert sum(map(len, of_rank)) < 2 * len(set.union(*of_rank))
+
+
+def test_a_weighted_stream_holds_its_shares_in_every_round_and_each_source_goes_through_its_epochs() -> None:
+    shard_sizes = [700, 900]
+    sources = [np.flatnonzero(np.arange(1600) % 3 == 0), np.flatnonzero(np.arange(1600) % 3 != 0)]
+    order = WeightedOrder(sources, shard_sizes, weights=[3, 1], seed=5)
+    stream = order.samples_at(np.arange(3 * ROUND))
+    of_first = stream % 3 == 0
+    assert of_first.reshape(3, ROUND).sum(axis=1).tolist() == [3 * ROUND // 4] * 3
+    for source, chosen in zip(sources, (of_first, ~of_first), strict=True):
+        own = stream[chosen]
+        whole = own[: len(own) // len(source) * len(source)].reshape(-1, len(source))
+        assert len(whole) and all(sorted(epoch) == source.tolist() for epoch in whole)
+    positions = np.array([3 * ROUND - 1, 17, ROUND, 5000])
+    assert (
+        WeightedOrder(sources, shard_sizes, weights=[6, 2], seed=5).samples_at(positions).tolist() == stream[positions].tolist()
+    )
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(st.floats(1e-12, 1e12), min_size=1, max_size=200))
+def test_round_shares_add_up_and_leave_out_nobody(weights: list[float]) -> None:
+    shares = round_shares(weights)
+    assert shares.sum() == ROUND and shares.min() >= 1
+    ideal = np.array(weights) / np.sum(weights) * ROUND
+    assert (shares <= np.maximum(np.ceil(ideal), 1)).all()
 
 
 def test_a_world_size_that_does_not_divide_names_those_that_do() -> None:

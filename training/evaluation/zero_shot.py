@@ -18,10 +18,10 @@ from torch import Tensor
 
 from infra.config import StrictModel
 from training.bundle import Bundle
-from training.data import ShardReader
 from training.evaluation.tasks import LabelSetTask, draw_tasks
 from training.model.parameter_delta import GroupDelta
 from training.preprocess import preprocess
+from training.shard_reader import ShardReader
 from training.specialize import encode_labels
 
 Reading = Literal["specialized", "neutral", "swapped"]

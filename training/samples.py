@@ -1,0 +1,99 @@
+"""From positions of the stream to tensors: what a loader worker does.
+
+A picture whose bytes are those that were stored but that does not decode is replaced by another sample, drawn from
+(seed, position), so that it is the same whatever the ranks and workers.  Bytes that are not those that were stored stop the
+run.
+Shapes: B local batch, S side of the picture.
+"""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data_prep.manifest import NO_SOURCE, SampleRecord
+from infra.errors import CorruptArtefactError
+from infra.images import ImageError
+from training.augment import augmented
+from training.config import TrainConfig
+from training.order import BatchPlan
+from training.shard_reader import ShardReader
+from training.tokenizer import CONTEXT_LENGTH, Tokenizer
+
+logger = logging.getLogger(__name__)
+
+MAX_REPLACEMENTS = 100
+"""Samples tried in place of one that does not decode; when all fail, it is not the picture that is wrong."""
+
+# what a random generator is for, beside the seed: no two uses share numbers
+_VARIATION, _REPLACEMENT = 3, 5
+
+
+@dataclass(frozen=True)
+class TrainingSamples(Dataset[dict[str, Tensor]]):
+    """A plan of a batch -> the tensors of `LocalBatch`, pictures still as (B, S, S, 3) uint8."""
+
+    reader: ShardReader
+    config: TrainConfig
+
+    def __getitem__(self, plan: BatchPlan) -> dict[str, Tensor]:
+        size, side = len(plan.samples), self.config.preprocess.image_size
+        self.reader.prefetch(plan.samples)
+        pictures = np.empty((size, side, side, 3), dtype=np.uint8)
+        texts, concepts, topics, found, replaced = [], [], [], [], []
+        for row, (position, sample) in enumerate(zip(plan.positions.tolist(), plan.samples.tolist(), strict=True)):
+            index, pixels, record, rng = self._first_that_decodes(position, sample)
+            pictures[row] = pixels
+            caption = record.captions[int(rng.integers(len(record.captions)))]
+            template = self.config.templates[int(rng.integers(len(self.config.templates)))]
+            texts += [template.replace("{}", caption), record.captions[0]]
+            concepts.append(_stable_id(record.concept or f"uid:{record.uid}"))
+            topics.append(_stable_id(record.group or ""))
+            found.append(index)
+            replaced.append(index != sample)
+        tokens = torch.stack([_tokens(text) for text in texts]).view(size, 2, CONTEXT_LENGTH)
+        return {
+            "images": torch.from_numpy(pictures),
+            "caption_tokens": tokens[:, 0],
+            "name_tokens": tokens[:, 1],
+            "concept_ids": torch.tensor(concepts),
+            "topic_ids": torch.tensor(topics),
+            "sample_index": torch.tensor(found),
+            "replaced": torch.tensor(replaced),
+        }
+
+    def _first_that_decodes(self, position: int, sample: int) -> tuple[int, np.ndarray, SampleRecord, np.random.Generator]:
+        """The sample of a position, or the one in its place: number, varied picture, record, generator for the rest."""
+        weights = self.config.source_weights
+        replacements = np.random.default_rng((self.config.seed, _REPLACEMENT, position))
+        index = sample
+        for _ in range(MAX_REPLACEMENTS):
+            picture, record = self.reader[index]
+            if index == sample or not weights or (record.source or NO_SOURCE) in weights:
+                rng = np.random.default_rng((self.config.seed, _VARIATION, position))
+                try:
+                    side = self.config.preprocess.image_size
+                    return index, augmented(picture, self.config.augment, side=side, rng=rng), record, rng
+                except ImageError as error:
+                    logger.warning("sample %d (uid %s) is replaced: %s", index, record.uid, error)
+            index = int(replacements.integers(len(self.reader)))
+        raise CorruptArtefactError(
+            f"sample {sample} in {self.reader.folder_uri} and the next {MAX_REPLACEMENTS - 1} in its place do not decode"
+        )
+
+
+@lru_cache(maxsize=1 << 15)  # 20 MB of the names and captions that come often
+def _tokens(text: str) -> Tensor:
+    """(77,) int64."""
+    return Tokenizer().padded([text])[0]
+
+
+@lru_cache(maxsize=1 << 15)
+def _stable_id(text: str) -> int:
+    """The same int64 in every process and run, unlike hash()."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)
