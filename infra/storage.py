@@ -84,27 +84,39 @@ def read_range(uri: str, start: int, end: int) -> bytes:
 def write_atomic(uri: str, data: bytes | str) -> None:
     """Write one object whole or not at all; durable when the call returns."""
     payload = data.encode() if isinstance(data, str) else data
+    if is_local(uri):
+        with staged_file(uri) as temporary:
+            temporary.write_bytes(payload)
+        return
+    filesystem, path = _resolve(uri)
+    filesystem.pipe_file(path, payload)  # object stores publish an object only when its upload is complete
+
+
+@contextmanager
+def staged_file(uri: str) -> Iterator[Path]:
+    """A local file to write, of any size; on leaving it becomes the object, whole and durable, or nothing on an error."""
     filesystem, path = _resolve(uri)
     if not isinstance(filesystem, LocalFileSystem):
-        filesystem.pipe_file(path, payload)  # object stores publish an object only when its upload is complete
+        with tempfile.TemporaryDirectory(prefix="hyperclip-") as folder:
+            temporary = Path(folder) / posixpath.basename(path)
+            yield temporary
+            filesystem.put_file(str(temporary), path)
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        sync_file(temporary)
         temporary.replace(target)
-        _sync_folder(target.parent)
+        sync_file(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in the folder survive a power cut: the name is the folder's data, not the file's."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync_file(path: Path) -> None:
+    """Make a file's contents, or a rename in a folder, survive a power cut: a name is the folder's data, not the file's."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -229,8 +241,9 @@ def localized(uri: str) -> Iterator[Path]:
         yield local_path(uri)
         return
     with tempfile.TemporaryDirectory(prefix="hyperclip-") as temporary:
+        filesystem, _ = _resolve(uri)
         for file_uri in list_files(uri):
-            (Path(temporary) / posixpath.basename(file_uri)).write_bytes(read_bytes(file_uri))
+            filesystem.get_file(_resolve(file_uri)[1], str(Path(temporary) / posixpath.basename(file_uri)))
         yield Path(temporary)
 
 

@@ -5,10 +5,10 @@ environment variables (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, MLFLO
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
@@ -17,6 +17,8 @@ from infra.errors import BadInputError
 
 CANDIDATE = "candidate"
 CHAMPION = "champion"
+MAX_METRIC_ROWS = 1000
+"""MLflow takes no more in one call."""
 _PAST_CHAMPIONS = "past_champions"
 _MAX_PAST_CHAMPIONS = 100  # a tag of MLflow holds 5,000 characters
 # MLflow's codes for a thing that is not there.  An alias that is not there counts as an invalid value; and a server with logins
@@ -43,6 +45,16 @@ class ModelVersion(StrictModel):
     source_uri: str
     tags: dict[str, str] = Field(default_factory=dict)
     """What is known about it: digest, accuracy, the pictures it was evaluated on."""
+
+
+class MetricRow(NamedTuple):
+    """One value of one metric."""
+
+    key: str
+    value: float
+    timestamp_ms: int
+    """When it was measured, not when it was sent."""
+    step: int
 
 
 class Tracker:
@@ -89,11 +101,27 @@ class Tracker:
         self._client.set_terminated(run_id, status=status)
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float], *, step: int = 0) -> None:
-        from mlflow.entities import Metric
         from mlflow.utils.time import get_current_time_millis
 
         now = get_current_time_millis()
-        self._client.log_batch(run_id, metrics=[Metric(key, float(value), now, step) for key, value in metrics.items()])
+        self.log_metric_rows(run_id, [MetricRow(key, value, now, step) for key, value in metrics.items()])
+
+    def log_metric_rows(self, run_id: str, rows: Sequence[MetricRow]) -> None:
+        """Log up to `MAX_METRIC_ROWS` rows at once.  The same row again changes nothing in an SQL store: key, value, timestamp
+        and step together are its primary key."""
+        from mlflow.entities import Metric
+
+        metrics = [Metric(row.key, float(row.value), row.timestamp_ms, row.step) for row in rows]
+        self._client.log_batch(run_id, metrics=metrics)
+
+    def logged_steps(self, run_id: str) -> dict[str, set[int]]:
+        """The steps that a run has of each of its metrics."""
+        keys = self._client.get_run(run_id).data.metrics
+        return {key: {metric.step for metric in self._client.get_metric_history(run_id, key)} for key in keys}
+
+    def artifact_names(self, run_id: str, folder: str) -> set[str]:
+        """Paths of the artifacts directly in a folder of a run."""
+        return {item.path for item in self._client.list_artifacts(run_id, folder)}
 
     def log_artifact(self, run_id: str, path: Path, *, folder: str | None = None) -> None:
         """Upload a file or a folder."""

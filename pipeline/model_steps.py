@@ -1,5 +1,8 @@
 """Steps from training shards to a registered model."""
 
+from collections.abc import Mapping
+from datetime import timedelta
+
 from infra import storage
 from pipeline.config import RunConfig
 from pipeline.steps import Step, StepContext, StepResult
@@ -7,7 +10,7 @@ from training.bundle import load_bundle
 from training.config import TrainRequest
 from training.evaluation.zero_shot import ZeroShotResult, evaluate_zero_shot, pictures_digest
 from training.launch import train_on_ray
-from training.loop import read_metrics
+from training.metrics_log import read_metrics
 from training.publish import publish
 from training.shard_reader import open_shards
 
@@ -22,6 +25,7 @@ def model_steps(config: RunConfig) -> list[Step]:
             title="Train the model",
             settings=config.training.identity(),
             reads=("shard-train",),
+            watches=("shard-evaluation",) if config.training.evaluation.every_steps else (),
             work=_train,
             clean_start=False,
         ),
@@ -50,15 +54,25 @@ def _train(context: StepContext) -> StepResult:
         output_uri=context.output_uri,
         tracking=context.config.resolved_tracking,
         run_id=context.run_id,
+        evaluation_shards_uri=context.inputs.get("shard-evaluation"),
     )
     train_on_ray(
-        request, progress=lambda step, metrics: context.progress(step + 1, config.num_steps, f"loss {metrics['loss']:.3f}")
+        request,
+        progress=lambda step, metrics: context.progress(
+            step + 1, config.num_steps, progress_note(metrics, steps_left=config.num_steps - step - 1)
+        ),
     )
     last = read_metrics(context.output_uri)[-1]
     return StepResult(
         summary=f"{config.model}: {config.num_steps} steps of {config.contrastive_batch_size}, loss {last['loss']:.3f}",
         facts={"steps": config.num_steps, "model": config.model, "last": last},
     )
+
+
+def progress_note(metrics: Mapping[str, float], *, steps_left: int) -> str:
+    """Loss, speed and time left, for people who wait."""
+    left = timedelta(seconds=round(steps_left * metrics["step_seconds"]))
+    return f"loss {metrics['loss']:.3f}, {metrics['samples_per_second']:,.0f} samples/s, {left} left"
 
 
 def _evaluate(context: StepContext) -> StepResult:

@@ -15,7 +15,7 @@ from pipeline.model_steps import EVALUATION_NAME
 from pipeline.showcase_steps import PREDICTIONS_NAME, ServedPredictions
 from pipeline.steps import PlannedStep, StepRecord
 from training.evaluation.zero_shot import ZeroShotResult
-from training.loop import read_metrics
+from training.metrics_log import read_metrics
 from training.shard_reader import ShardReader
 
 REPORT_NAME = "report.html"

@@ -106,7 +106,7 @@ def _run_steps(
                 context = StepContext(
                     config=config,
                     output_uri=entry.output_uri,
-                    inputs={name: uris[name] for name in step.reads},
+                    inputs={name: uris[name] for name in (*step.reads, *step.watches)},
                     facts={name: records[name].facts for name in step.reads},
                     tracker=tracker,
                     run_id=_step_run(config, tracker, state, step),
@@ -146,7 +146,7 @@ def _up_to(planned: list[PlannedStep], until: str | None) -> list[PlannedStep]:
     needed: set[str] = {entry.step.name for entry in planned if entry.step.name.startswith(until)}
     for entry in reversed(planned[: last + 1]):
         if entry.step.name in needed:
-            needed.update(entry.step.reads)
+            needed.update(entry.step.reads, entry.step.watches)
     return [entry for entry in planned if entry.step.name in needed]
 
 

@@ -71,6 +71,8 @@ class Step:
     """JSON-able: the part of the configuration that decides its output."""
     reads: tuple[str, ...]
     work: Callable[[StepContext], StepResult]
+    watches: tuple[str, ...] = ()
+    """Steps it looks at without its output depending on them: they come first, and are no part of its address."""
     clean_start: bool = True
     """Whether what a killed attempt left is removed first; False where the step itself resumes from it."""
 

@@ -56,6 +56,16 @@ class CheckpointConfig(StrictModel):
     """How many of the newest checkpoints stay."""
 
 
+class EvaluationScheduleConfig(StrictModel):
+    """Zero-shot accuracy of checkpoints while training goes on, measured by a process of its own at low priority."""
+
+    every_steps: NonNegativeInt = 0
+    """A multiple of checkpoint.every_steps; 0: never.  One that is due while another runs is left out."""
+    num_ways: PositiveInt = 10
+    """Names in a task."""
+    num_tasks: PositiveInt = 20
+
+
 class WorkersConfig(StrictModel):
     """Processes that train together."""
 
@@ -101,6 +111,7 @@ class TrainConfig(StrictModel):
     conditioning: ConditioningConfig = ConditioningConfig()
     augment: AugmentConfig = AugmentConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationScheduleConfig = EvaluationScheduleConfig()
     workers: WorkersConfig = WorkersConfig()
 
     @field_validator("model")
@@ -127,14 +138,24 @@ class TrainConfig(StrictModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _evaluations_have_checkpoints(self) -> "TrainConfig":
+        if self.evaluation.every_steps % self.checkpoint.every_steps:
+            raise ValueError(
+                f"evaluation.every_steps={self.evaluation.every_steps} is not a multiple of "
+                f"checkpoint.every_steps={self.checkpoint.every_steps}: it is checkpoints that are evaluated"
+            )
+        return self
+
     def identity(self) -> dict[str, Any]:
-        """Everything that decides the numbers; workers, ZeRO stage, checkpoints and logging may change on resume."""
+        """Everything that decides the numbers; workers, ZeRO stage, and how a run is watched may change on resume."""
         return self.model_dump(
             mode="json",
             exclude={
                 "workers",
                 "zero_stage",
                 "checkpoint",
+                "evaluation",
                 "log_every_steps",
                 "loader_workers",
                 "loader_cache_gb",
@@ -158,6 +179,8 @@ class TrainRequest(StrictModel):
     tracking: TrackingConfig | None = None
     run_id: str | None = None
     """MLflow run that gets the metrics."""
+    evaluation_shards_uri: str | None = None
+    """Pictures for the evaluations of `config.evaluation`."""
 
 
 def local_batch_size(contrastive_batch_size: int, world_size: int) -> int:

@@ -5,6 +5,7 @@ checkpoints are never used: loading them unpickles.
 """
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,30 +61,42 @@ class Engine:
         return output
 
     @property
-    def grad_norm(self) -> float:
-        """Of the last step, before clipping."""
+    def grad_norm(self) -> Tensor:
+        """() of the last step, before clipping; left on the device, so that asking does not wait for it."""
         norm = self._engine.get_global_grad_norm()
-        return float(norm) if norm is not None else 0.0
+        return torch.as_tensor(0.0 if norm is None else norm, dtype=torch.float32).detach()
 
-    def full_state(self) -> FullState:
-        """Gather parameters and moments; every rank must call it."""
+    def full_state(self, into: FullState | None = None) -> FullState:
+        """Gather parameters and moments to the CPU, one tensor at a time.  Every other rank must call `join_full_state`.
+
+        Args:
+            into: an earlier state to write over: memory touched before is copied to far faster than new memory is.
+        """
+        full = FullState(parameters={}, moments={}, buffers={})
+        for part, name, value in self._gathered():
+            getattr(full, part)[name] = _to_cpu(value, getattr(into, part)[name] if into else None)
+        return full
+
+    def join_full_state(self) -> None:
+        """This rank's part in another rank's `full_state`."""
+        for _ in self._gathered():
+            pass
+
+    def _gathered(self) -> Iterator[tuple[str, str, Tensor]]:
+        """(part, name, whole tensor) of everything in a `FullState`; all ranks step through it together."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        parameters: dict[str, Tensor] = {}
-        moments: dict[str, Tensor] = {}
         for name, parameter in self._objective.model.named_parameters():
             if self._config.zero_stage == 0:
-                parameters[name] = parameter
-                found = {key: self._optimizer.state[parameter][key] for key in MOMENTS}
+                yield "parameters", name, parameter
+                for key in MOMENTS:
+                    yield "moments", f"{key}.{name}", self._optimizer.state[parameter][key]
             else:
-                parameters[name] = safe_get_full_fp32_param(parameter)
-                found = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
-            moments |= {f"{key}.{name}": value for key, value in found.items()}
-        return FullState(
-            parameters=_to_cpu(parameters),
-            moments=_to_cpu(moments),
-            buffers=_to_cpu(dict(self._objective.model.named_buffers())),
-        )
+                yield "parameters", name, safe_get_full_fp32_param(parameter)
+                for key in MOMENTS:
+                    yield "moments", f"{key}.{name}", safe_get_full_optimizer_state(parameter, key)
+        for name, buffer in self._objective.model.named_buffers():
+            yield "buffers", name, buffer
 
     def load_full_state(self, state: FullState, *, optimizer_step: int) -> None:
         """Put a full state in place, whatever world size and ZeRO stage wrote it."""
@@ -155,5 +168,7 @@ def _import_deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
-def _to_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+def _to_cpu(tensor: Tensor, into: Tensor | None) -> Tensor:
+    if into is None:
+        into = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    return into.copy_(tensor.detach())

@@ -1,27 +1,30 @@
 """The training loop of one worker: the same function under Ray Train and torchrun, for one rank or many."""
 
-import json
 import logging
 import os
 import tempfile
-import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from data_prep.manifest import ShardManifest
 from infra import storage
 from infra.config import content_hash
-from infra.errors import HyperClipError
-from infra.tracking import Tracker
 from training.bundle import BUNDLE_NAME, save_bundle
-from training.checkpoint import TrainState, load_newest, remove_old, save_checkpoint
+from training.checkpoint import CheckpointManifest, TrainState, checkpoint_uri, load_checkpoint, load_newest
+from training.checkpointer import Checkpointer
 from training.config import TrainConfig, TrainRequest
 from training.data import TrainingBatches
 from training.engine import Engine
+from training.evaluation.during_training import CheckpointEvaluator
+from training.health import HealthWindow
+from training.interval import Interval, peak_memory
+from training.metrics_log import MetricsLog
 from training.model.hyperclip import HyperClip
 from training.model.registry import model_config
 from training.model_card import model_card
@@ -54,7 +57,7 @@ def train(request: TrainRequest, *, on_metrics: OnMetrics) -> None:
     Leaves under `request.output_uri`: `checkpoints/`, `metrics.jsonl` and, last, `bundle/`.
 
     Raises:
-        HyperClipError: the loss stopped being finite.
+        HyperClipError: a loss or gradient stopped being finite, or a checkpoint could not be saved.
         BadInputError, CorruptArtefactError: the shards cannot be used.
     """
     config = request.config
@@ -67,59 +70,105 @@ def train(request: TrainRequest, *, on_metrics: OnMetrics) -> None:
     objective = ContrastiveObjective(model, config.conditioning, seed=config.seed, autocast=config.precision == "bf16")
     engine = Engine(objective, config, device=rank.device)
     checkpoints_uri = storage.join(request.output_uri, "checkpoints")
-    config_hash = training_hash(config, reader.manifest)
+    state = _start(engine, checkpoints_uri, TrainState(seed=config.seed, config_hash=training_hash(config, reader.manifest)))
 
-    # precedence: 1. this run's own newest checkpoint, 2. scratch
-    resumed = load_newest(checkpoints_uri, config_hash=config_hash)
-    if resumed:
-        state, full = resumed
-        engine.load_full_state(full, optimizer_step=state.step)
-        logger.info("resuming at step %d of %d", state.step, config.num_steps)
-    else:
-        state = TrainState(seed=config.seed, config_hash=config_hash)
+    with ExitStack() as stack:
+        recorder = stack.enter_context(Recorder(request, checkpoints_uri, state, on_metrics)) if rank.leads else None
+        health = HealthWindow(reader, first_step=state.step, device=rank.device)
+        interval = Interval()
+        samples = batches.starting_at(state.next_batch)
+        while state.step < config.num_steps:
+            torch.manual_seed(step_seed(config.seed, step=state.step, rank=rank.rank))
+            loss, output, indices = torch.zeros((), device=rank.device), None, []
+            for accumulated in range(config.accumulation_steps):
+                with interval.waiting_for("data"):
+                    batch = next(samples)
+                output = engine.train_batch(batch, step=state.step, batch_number=state.next_batch + accumulated)
+                loss += output.loss.detach() / config.accumulation_steps
+                indices.append(batch.sample_index)
+            assert output is not None
+            health.add(loss=loss, grad_norm=engine.grad_norm, samples=torch.cat(indices))
+            interval.step_done(samples=config.contrastive_batch_size * config.accumulation_steps)
 
-    log = MetricsLog(request, first_step=state.step) if rank.leads else None
-    samples = batches.starting_at(state.next_batch)
-    while state.step < config.num_steps:
-        started = time.perf_counter()
-        waited, loss, output = 0.0, torch.zeros((), device=rank.device), None
-        for accumulated in range(config.accumulation_steps):
-            before = time.perf_counter()
-            batch = next(samples)
-            waited += time.perf_counter() - before
-            output = engine.train_batch(batch, step=state.step, batch_number=state.next_batch + accumulated)
-            loss += output.loss.detach() / config.accumulation_steps
-        assert output is not None
-        loss = _mean_over_ranks(loss)
-        if not torch.isfinite(loss):
-            raise HyperClipError(
-                f"loss is {loss.item()} at step {state.step}; lower optimizer.learning_rate or look at the data"
-            )
-        seconds = time.perf_counter() - started
-        if log and (state.step % config.log_every_steps == 0 or state.step + 1 == config.num_steps):
-            metrics = {
-                "loss": loss.item(),
-                "learning_rate": learning_rate_at(state.step, config.optimizer, num_steps=config.num_steps),
-                "grad_norm": engine.grad_norm,
-                "logit_scale": model.logit_scale.item(),
-                "logit_bias": model.logit_bias.item(),
-                "delta_rms": output.delta_rms.item(),
-                "delta_variation": output.delta_variation.item(),
-                "samples_per_second": config.contrastive_batch_size * config.accumulation_steps / seconds,
-                "data_wait_share": waited / seconds,
-            }
-            log.add(state.step, metrics)
-            on_metrics(state.step, metrics)
-        state = advanced(state, config)
-        if state.step % config.checkpoint.every_steps == 0 or state.step == config.num_steps:
-            full = engine.full_state()  # every rank takes part, one writes
-            if log:
-                log.write()
-                save_checkpoint(checkpoints_uri, state, full)
-                remove_old(checkpoints_uri, keep=config.checkpoint.keep)
-    if rank.leads:
-        _write_bundle(request, checkpoints_uri, config_hash)
-    dist.barrier()
+            last = state.step + 1 == config.num_steps
+            logged = last or state.step % config.log_every_steps == 0
+            saved = last or (state.step + 1) % config.checkpoint.every_steps == 0
+            if recorder and saved:
+                with interval.waiting_for("checkpoint"):
+                    recorder.checkpointer.wait()
+            if logged or saved:  # before a checkpoint, so that none holds what a bad step left
+                loss_of_all = health.check(problem=recorder.checkpointer.problem if recorder else None)
+            if recorder and logged:
+                metrics = {
+                    "loss": loss_of_all,
+                    "learning_rate": learning_rate_at(state.step, config.optimizer, num_steps=config.num_steps),
+                    "grad_norm": engine.grad_norm.item(),
+                    "logit_scale": model.logit_scale.item(),
+                    "logit_bias": model.logit_bias.item(),
+                    "delta_rms": output.delta_rms.item(),
+                    "delta_variation": output.delta_variation.item(),
+                    **interval.take(),
+                    **peak_memory(rank.device),
+                }
+                with interval.waiting_for("tracking"):
+                    recorder.log(state.step, metrics)
+            state = advanced(state, config)
+            if saved:
+                with interval.waiting_for("checkpoint"):
+                    if recorder:
+                        recorder.checkpointer.save(state, engine)
+                    else:
+                        engine.join_full_state()
+        if recorder:
+            recorder.checkpointer.wait()
+        health.check(problem=recorder.checkpointer.problem if recorder else None)
+        if rank.leads:
+            _write_bundle(request, checkpoint_uri(checkpoints_uri, state.step))
+        dist.barrier()
+
+
+class Recorder:
+    """What rank 0 keeps of a run: checkpoints, metrics, evaluations.  Use as a context: leaving it waits for all of them."""
+
+    def __init__(self, request: TrainRequest, checkpoints_uri: str, state: TrainState, on_metrics: OnMetrics) -> None:
+        self._on_metrics = on_metrics
+        self._log = MetricsLog(request, first_step=state.step)
+        self._evaluator = CheckpointEvaluator(request)
+        self.checkpointer = Checkpointer(
+            checkpoints_uri,
+            keep=request.config.checkpoint.keep,
+            on_saving=self._log.persist,
+            on_saved=self._saved,
+            in_use=self._evaluator.in_use,
+        )
+        self._evaluate_if_due(state.step, checkpoint_uri(checkpoints_uri, state.step))  # a killed run did not get to it
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.checkpointer.__exit__(*error)
+        if error[0] is None:
+            self._note(self._evaluator.finish())
+        self._evaluator.close()
+        self._log.close()
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        self._log.add(step, metrics)
+        self._note(self._evaluator.take())
+        self._on_metrics(step, metrics)
+
+    def _saved(self, manifest: CheckpointManifest) -> None:
+        self._log.record_checkpoint(manifest)
+        self._evaluate_if_due(manifest.state.step, manifest.uri)
+
+    def _evaluate_if_due(self, step: int, uri: str) -> None:
+        if self._evaluator.is_due(step) and step not in self._log.evaluated_steps:
+            self._evaluator.start(step, uri)
+
+    def _note(self, evaluated: tuple[int, dict[str, float]] | None) -> None:
+        if evaluated:
+            self._log.add_evaluation(*evaluated)
 
 
 def advanced(state: TrainState, config: TrainConfig) -> TrainState:
@@ -131,47 +180,30 @@ def advanced(state: TrainState, config: TrainConfig) -> TrainState:
     )
 
 
+def step_seed(seed: int, *, step: int, rank: int) -> int:
+    """For torch's generators at each step, so that a resumed run needs no state of theirs, at any world size."""
+    return int(np.random.SeedSequence((seed, 4, step, rank)).generate_state(1, np.uint64)[0])
+
+
 def training_hash(config: TrainConfig, manifest: ShardManifest) -> str:
     """Which run a checkpoint belongs to: the configuration and the shards."""
     return content_hash({"config": config.identity(), "shards": [shard.sha256 for shard in manifest.shards]})
 
 
-class MetricsLog:
-    """`metrics.jsonl`, one line per logged step, and the same in MLflow where a run is given.
-
-    The file is written with each checkpoint: a killed run loses only lines of steps that it will do again.
-    """
-
-    def __init__(self, request: TrainRequest, *, first_step: int) -> None:
-        self._uri = metrics_uri(request.output_uri)
-        self._run_id = request.run_id
-        self._tracker = Tracker(request.tracking) if request.tracking and request.run_id else None
-        self._records = [record for record in read_metrics(request.output_uri) if record["step"] < first_step]
-
-    def add(self, step: int, metrics: dict[str, float]) -> None:
-        self._records.append({"step": step, **metrics})
-        if self._tracker and self._run_id:
-            self._tracker.log_metrics(self._run_id, metrics, step=step)
-
-    def write(self) -> None:
-        storage.write_atomic(self._uri, "".join(json.dumps(record) + "\n" for record in self._records))
+def _start(engine: Engine, checkpoints_uri: str, scratch: TrainState) -> TrainState:
+    """Where the run goes on.  Precedence: 1. this run's own newest good checkpoint, 2. scratch."""
+    resumed = load_newest(checkpoints_uri, config_hash=scratch.config_hash)
+    if resumed is None:
+        return scratch
+    state, full = resumed
+    engine.load_full_state(full, optimizer_step=state.step)
+    logger.info("resuming at step %d", state.step)
+    return state
 
 
-def metrics_uri(output_uri: str) -> str:
-    return storage.join(output_uri, "metrics.jsonl")
-
-
-def read_metrics(output_uri: str) -> list[dict[str, float]]:
-    """What a run has logged, one dictionary a logged step; empty before its first checkpoint."""
-    uri = metrics_uri(output_uri)
-    return [json.loads(line) for line in storage.read_bytes(uri).splitlines()] if storage.exists(uri) else []
-
-
-def _write_bundle(request: TrainRequest, checkpoints_uri: str, config_hash: str) -> None:
+def _write_bundle(request: TrainRequest, final_checkpoint_uri: str) -> None:
     """The bundle comes from the checkpoint on disk, so that what is shipped is what can be resumed."""
-    newest = load_newest(checkpoints_uri, config_hash=config_hash)
-    assert newest is not None
-    state, full = newest
+    state, full = load_checkpoint(final_checkpoint_uri)
     config = request.config
     model = HyperClip(model_config(config.model))
     model.load_state_dict({**full.parameters, **full.buffers})
@@ -186,12 +218,6 @@ def _write_bundle(request: TrainRequest, checkpoints_uri: str, config_hash: str)
             metrics={"steps": float(state.step), "samples_seen": float(state.samples_seen)},
         )
         storage.publish_folder(folder, storage.join(request.output_uri, "bundle"), last=BUNDLE_NAME)
-
-
-def _mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
-    if dist.get_world_size() > 1:
-        dist.all_reduce(value)
-    return value / dist.get_world_size()
 
 
 def _device(config: TrainConfig) -> torch.device:
