@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from infra.errors import HyperClipError
-from training.data import ShardReader
+from training.shard_reader import ShardReader
 
 NAMED_SAMPLES = 5
 """Samples of a bad step that are named, per rank."""

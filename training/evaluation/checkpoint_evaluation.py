@@ -16,10 +16,10 @@ from infra.errors import HyperClipError
 from training.bundle import Bundle
 from training.checkpoint import load_checkpoint, read_marker
 from training.config import TrainConfig
-from training.data import open_shards
 from training.evaluation.zero_shot import EvaluationConfig, evaluate_zero_shot
 from training.model.hyperclip import HyperClip
 from training.model.registry import model_config
+from training.shard_reader import open_shards
 from training.tokenizer import Tokenizer
 
 LOW_PRIORITY = 10
