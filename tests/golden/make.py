@@ -3,12 +3,15 @@
 The weights come from a seed, the inputs from a formula, so that the file holds results alone and stays small.
 """
 
+import json
+import tempfile
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.training_runs import losses, request_of, run_worker, small_config, write_shard
 from tests.unit.model_helpers import LABELS, trained_like
 from training.fold import fold_image_encoder
 from training.model.parameter_delta import GroupDelta
@@ -17,6 +20,7 @@ from training.score import class_scores
 from training.tokenizer import Tokenizer
 
 PATH = Path(__file__).with_name("hyperclip_test.safetensors")
+LOSS_TRACE_PATH = Path(__file__).with_name("loss_trace.json")
 
 
 def fixed_images(count: int, size: int) -> Tensor:
@@ -46,6 +50,16 @@ def golden_values() -> dict[str, Tensor]:
     }
 
 
+def loss_trace() -> list[float]:
+    """Losses of the first steps of a small run: data order, augmentation, objective and optimizer in ten numbers."""
+    with tempfile.TemporaryDirectory() as folder:
+        shards, output = write_shard(Path(folder)), Path(folder) / "output"
+        status, said = run_worker(request_of(small_config({}), shards, output))
+        assert status == 0, said
+        return losses(output)
+
+
 if __name__ == "__main__":
+    LOSS_TRACE_PATH.write_text(json.dumps([round(loss, 4) for loss in loss_trace()]) + "\n")
     save_file({name: value.contiguous() for name, value in golden_values().items()}, PATH)
     print(f"wrote {PATH} ({PATH.stat().st_size:,} bytes)")

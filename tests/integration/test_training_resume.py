@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.golden.make import LOSS_TRACE_PATH
 from tests.training_runs import NUM_STEPS, losses, request_of, run_worker, small_config, write_shard
 from training.checkpoint import PARTS, load_checkpoint
-
-TRACE = Path(__file__).parents[1] / "golden" / "loss_trace.json"
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +36,7 @@ def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(shards: Path, tmp_pa
         for name, value in getattr(left, part).items():
             assert torch.equal(value, getattr(right, part)[name]), f"{part} {name}"
     # other processors round differently; a changed loss, order or augmentation differs by far more
-    assert losses(whole) == pytest.approx(json.loads(TRACE.read_text()), rel=0.02)
+    assert losses(whole) == pytest.approx(json.loads(LOSS_TRACE_PATH.read_text()), rel=0.02)
 
 
 @pytest.mark.integration
