@@ -93,7 +93,7 @@ class TrainConfig(StrictModel):
     seed: NonNegativeInt = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 computes under autocast; parameters, norms and moments stay fp32."""
-    zero_stage: Literal[0, 1, 2] = 1
+    zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage."""
     templates: tuple[str, ...] = ("{}",)
     """Texts a caption is put into, one drawn per sample; a label's feature at test time is the mean over all."""

@@ -37,6 +37,7 @@ class Engine:
     def __init__(self, objective: ContrastiveObjective, config: TrainConfig, *, device: torch.device) -> None:
         deepspeed = _import_deepspeed(device)
         self._config = config
+        self._stage = config.zero_stage
         self._objective = objective.to(device)
         self.device = device
         optimizer = torch.optim.AdamW(
@@ -49,6 +50,8 @@ class Engine:
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=objective, optimizer=optimizer, config=deepspeed_config(config, dist.get_world_size())
         )
+        self._parameters = list(objective.parameters())
+        self._grad_norm: float | Tensor = 0.0
         self._create_moments(optimizer_step=0)
 
     def train_batch(self, batch: LocalBatch, *, step: int, batch_number: int) -> ObjectiveOutput:
@@ -57,14 +60,16 @@ class Engine:
             group["lr"] = learning_rate_at(step, self._config.optimizer, num_steps=self._config.num_steps)
         output: ObjectiveOutput = self._engine(batch.to(self.device), step=step, batch_number=batch_number)
         self._engine.backward(output.loss)
+        if self._stage == 0 and self._engine.is_gradient_accumulation_boundary():
+            self._grad_norm = nn.utils.clip_grad_norm_(self._parameters, self._config.optimizer.max_grad_norm)
         self._engine.step()
         return output
 
     @property
     def grad_norm(self) -> Tensor:
-        """() of the last step, before clipping; left on the device, so that asking does not wait for it."""
-        norm = self._engine.get_global_grad_norm()
-        return torch.as_tensor(0.0 if norm is None else norm, dtype=torch.float32).detach()
+        """() of the last step, before clipping; left on the device, so that having it costs no wait."""
+        norm = self._grad_norm if self._stage == 0 else self._engine.get_global_grad_norm()
+        return torch.as_tensor(norm, dtype=torch.float32, device=self.device).detach()
 
     def full_state(self, into: FullState | None = None) -> FullState:
         """Gather parameters and moments to the CPU, one tensor at a time.  Every other rank must call `join_full_state`.
@@ -84,38 +89,60 @@ class Engine:
 
     def _gathered(self) -> Iterator[tuple[str, str, Tensor]]:
         """(part, name, whole tensor) of everything in a `FullState`; all ranks step through it together."""
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
         for name, parameter in self._objective.model.named_parameters():
-            if self._config.zero_stage == 0:
-                yield "parameters", name, parameter
-                for key in MOMENTS:
-                    yield "moments", f"{key}.{name}", self._optimizer.state[parameter][key]
-            else:
-                yield "parameters", name, safe_get_full_fp32_param(parameter)
-                for key in MOMENTS:
-                    yield "moments", f"{key}.{name}", safe_get_full_optimizer_state(parameter, key)
+            yield "parameters", name, self._get(parameter)
+            for key in MOMENTS:
+                yield "moments", f"{key}.{name}", self._get(parameter, key)
         for name, buffer in self._objective.model.named_buffers():
             yield "buffers", name, buffer
 
     def load_full_state(self, state: FullState, *, optimizer_step: int) -> None:
-        """Put a full state in place, whatever world size and ZeRO stage wrote it."""
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
+        """Put a full state in place, whatever world size and ZeRO stage wrote it; every rank must call it."""
         self._create_moments(optimizer_step)
         with torch.no_grad():
             for name, parameter in self._objective.model.named_parameters():
-                parameter.copy_(state.parameters[name])
+                self._set(parameter, state.parameters[name])
+                self._set_forward_copy(parameter, state.parameters[name])
                 for key in MOMENTS:
-                    value = state.moments[f"{key}.{name}"].to(self.device)
-                    if self._config.zero_stage == 0:
-                        self._optimizer.state[parameter][key].copy_(value)
-                    else:
-                        safe_set_full_optimizer_state(parameter, value, key)
-                if self._config.zero_stage > 0:
-                    safe_set_full_fp32_param(parameter, state.parameters[name].to(self.device))
+                    self._set(parameter, state.moments[f"{key}.{name}"], key)
             for name, buffer in self._objective.model.named_buffers():
                 buffer.copy_(state.buffers[name])
+
+    def _get(self, parameter: nn.Parameter, key: str | None = None) -> Tensor:
+        """The whole fp32 master of a parameter, or the moment `key` of it."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        if self._stage == 0:
+            return parameter if key is None else self._optimizer.state[parameter][key]
+        return safe_get_full_fp32_param(parameter) if key is None else safe_get_full_optimizer_state(parameter, key)
+
+    def _set(self, parameter: nn.Parameter, value: Tensor, key: str | None = None) -> None:
+        """Inverse of `_get`."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+        from deepspeed.utils.tensor_fragment import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+        value = value.to(self.device)
+        if self._stage == 0:
+            self._get(parameter, key).copy_(value)
+        elif self._stage < 3:
+            if key is None:
+                safe_set_full_fp32_param(parameter, value)
+            else:
+                safe_set_full_optimizer_state(parameter, value, key)
+        else:  # DeepSpeed's setter of whole tensors fails where the ranks do not divide a tensor, so each sets its own part
+            own = _partition(value, size=parameter.ds_tensor.numel())  # type: ignore[attr-defined]
+            if key is None:
+                safe_set_local_fp32_param(parameter, own)
+            else:
+                safe_set_local_optimizer_state(parameter, own, key)
+
+    def _set_forward_copy(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """What the forward pass reads; at stage 0 it is the master itself."""
+        import deepspeed
+
+        gathered = deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self._stage == 3)
+        with gathered:
+            parameter.copy_(value)
 
     def _create_moments(self, optimizer_step: int) -> None:
         """Give the optimizer the empty state that its first step would make, so that there is something to read and to set.
@@ -123,13 +150,14 @@ class Engine:
         DeepSpeed links parameters to their moments after the first parameter group's first step, when those of the other
         groups do not exist yet; here all exist before it links.
         """
-        inner: torch.optim.Optimizer = self._optimizer if self._config.zero_stage == 0 else self._optimizer.optimizer
-        for group in inner.param_groups:
-            for flat in group["params"]:
-                inner.state[flat] = {"step": torch.tensor(float(optimizer_step))} | {
-                    key: torch.zeros_like(flat) for key in MOMENTS
-                }
-        if self._config.zero_stage > 0:
+        inner: torch.optim.Optimizer = self._optimizer if self._stage == 0 else self._optimizer.optimizer
+        if self._stage == 3:
+            flats = self._optimizer.fp32_partitioned_groups_flat  # the groups are empty but for the moment of a step
+        else:
+            flats = [flat for group in inner.param_groups for flat in group["params"]]
+        for flat in flats:
+            inner.state[flat] = {"step": torch.tensor(float(optimizer_step))} | {key: torch.zeros_like(flat) for key in MOMENTS}
+        if self._stage in (1, 2):
             self._optimizer._hp_optimizer_states_linked = False
             self._optimizer._lazy_init_hp_params_optimizer_state()  # there is no public call for it
 
@@ -139,7 +167,8 @@ def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": local_batch_size(config.contrastive_batch_size, world_size),
         "gradient_accumulation_steps": config.accumulation_steps,
-        "gradient_clipping": config.optimizer.max_grad_norm,
+        # without ZeRO it clips as well, but does not say what the norm was
+        "gradient_clipping": config.optimizer.max_grad_norm if config.zero_stage else 0.0,
         "zero_optimization": {"stage": config.zero_stage},
         "zero_allow_untested_optimizer": True,  # torch's AdamW, the same with and without ZeRO
         "zero_force_ds_cpu_optimizer": False,
@@ -166,6 +195,13 @@ def _import_deepspeed(device: torch.device) -> Any:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.utils.logger.setLevel("WARNING")
     return deepspeed
+
+
+def _partition(value: Tensor, *, size: int) -> Tensor:
+    """This rank's part of a whole tensor, padded with zeros as DeepSpeed pads it."""
+    padded = torch.zeros(size * dist.get_world_size(), dtype=value.dtype, device=value.device)
+    padded[: value.numel()] = value.flatten()
+    return padded[dist.get_rank() * size :][:size]
 
 
 def _to_cpu(tensor: Tensor, into: Tensor | None) -> Tensor:

@@ -1,7 +1,6 @@
 """The training loop of one worker: the same function under Ray Train and torchrun, for one rank or many."""
 
 import logging
-import os
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -103,8 +102,8 @@ def train(request: TrainRequest, *, on_metrics: OnMetrics) -> None:
                     "loss": loss_of_all,
                     "learning_rate": learning_rate_at(state.step, config.optimizer, num_steps=config.num_steps),
                     "grad_norm": engine.grad_norm.item(),
-                    "logit_scale": model.logit_scale.item(),
-                    "logit_bias": model.logit_bias.item(),
+                    "logit_scale": output.logit_scale.item(),
+                    "logit_bias": output.logit_bias.item(),
                     "delta_rms": output.delta_rms.item(),
                     "delta_variation": output.delta_variation.item(),
                     **interval.take(),
@@ -223,4 +222,4 @@ def _write_bundle(request: TrainRequest, final_checkpoint_uri: str) -> None:
 def _device(config: TrainConfig) -> torch.device:
     if not config.workers.use_gpu:
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cuda", torch.cuda.current_device())  # whoever started the worker has chosen it

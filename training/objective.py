@@ -59,6 +59,10 @@ class ObjectiveOutput:
     """() root mean square of the generated deltas."""
     delta_variation: Tensor
     """() how much of that rms differs between the groups of the batch; 0 where there is one group."""
+    logit_scale: Tensor
+    """() under which the loss was taken; ZeRO-3 has the parameter at hand only within the forward pass."""
+    logit_bias: Tensor
+    """()."""
 
 
 class ContrastiveObjective(nn.Module):
@@ -100,7 +104,9 @@ class ContrastiveObjective(nn.Module):
             images=pairs[mine],
             texts=pairs,
         )
-        return ObjectiveOutput(loss, *_delta_statistics(delta, plan.conditioned))
+        return ObjectiveOutput(
+            loss, *_delta_statistics(delta, plan.conditioned), self.model.logit_scale.detach(), self.model.logit_bias.detach()
+        )
 
     def _generate(self, plan: ConditioningPlan, texts: "_Texts", text_features: Tensor) -> Tensor | None:
         """(G, P), zero rows where the condition is dropped; None for the twin."""
