@@ -95,6 +95,9 @@ class TrainConfig(StrictModel):
     """bf16 computes under autocast; parameters, norms and moments stay fp32."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage."""
+    recompute_activations: bool = False
+    """Activation checkpointing: keep only what goes between the stages of the image trunk and the blocks of the transformers,
+    and compute the rest again in the backward pass.  The same numbers, about a third more time, far less memory."""
     templates: tuple[str, ...] = ("{}",)
     """Texts a caption is put into, one drawn per sample; a label's feature at test time is the mean over all."""
     source_weights: dict[str, PositiveFloat] = Field(default_factory=dict)
@@ -160,6 +163,7 @@ class TrainConfig(StrictModel):
                 "loader_workers",
                 "loader_cache_gb",
                 "max_replaced_share",
+                "recompute_activations",
             },
         )
 

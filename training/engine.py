@@ -5,6 +5,7 @@ checkpoints are never used: loading them unpickles.
 """
 
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,8 @@ class Engine:
         self._config = config
         self._stage = config.zero_stage
         self._objective = objective.to(device)
+        if config.recompute_activations:
+            objective.model.recompute_activations()
         self.device = device
         optimizer = torch.optim.AdamW(
             parameter_groups(objective, config.optimizer),
@@ -194,6 +197,9 @@ def _import_deepspeed(device: torch.device) -> Any:
         # a compiled shared-memory exchange for CPU tensors: it needs a compiler, a minute at first use, and gloo does the same
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.utils.logger.setLevel("WARNING")
+    # ZeRO-3 says so of every dataclass; those of the objective hold no parameter that it would have to gather again
+    deepspeed.utils.logger.addFilter(lambda record: "unknown inputs or outputs type" not in record.getMessage())
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*is deprecated", category=FutureWarning)
     return deepspeed
 
 

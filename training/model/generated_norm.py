@@ -28,6 +28,8 @@ class GeneratedNorm(nn.Module):
         self.weight = nn.Parameter(weight.detach().clone())
         self.bias = nn.Parameter(bias.detach().clone())
         self.delta: DeltaSlot | None = None
+        self.counts = True
+        """Running statistics take in the next pass; not when it repeats an earlier one in backward."""
 
     @property
     def num_features(self) -> int:
@@ -73,10 +75,12 @@ class GeneratedBatchNorm2d(GeneratedNorm):
             y = self._fused(x, *shared)
         else:
             y = self._per_image(self._fused(x, None, None))
-        return self.act(self.drop(y))
+        # under bf16, fp32 scales would leave wide activations behind
+        return self.act(self.drop(y.to(x.dtype)))
 
     def _fused(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        return F.batch_norm(x, self.running_mean, self.running_var, weight, bias, self.training, self.momentum, self.eps)
+        momentum = self.momentum if self.counts else 0.0
+        return F.batch_norm(x, self.running_mean, self.running_var, weight, bias, self.training, momentum, self.eps)
 
     def _per_image(self, x: Tensor) -> Tensor:
         scale, bias = self.affine_per_image()
@@ -90,9 +94,10 @@ class GeneratedBatchNorm2d(GeneratedNorm):
         n = total[-1].detach()
         mean = total[:channels] / n
         var = (total[channels:-1] / n - mean.square()).clamp_min(0)
-        with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * n / (n - 1), self.momentum)  # unbiased, as torch keeps it
+        if self.counts:
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(var * n / (n - 1), self.momentum)  # unbiased, as torch keeps it
         return ((x - mean[:, None, None]) * torch.rsqrt(var + self.eps)[:, None, None]).to(x.dtype)
 
 

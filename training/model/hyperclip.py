@@ -68,6 +68,17 @@ class HyperClip(nn.Module):
             else None
         )
 
+    def recompute_activations(self) -> None:
+        """Trade time for memory in training: the backward pass computes the activations of blocks and stages again.
+
+        Raises:
+            ValueError: the image trunk cannot do that.
+        """
+        self.image_encoder.recompute_activations()
+        self.text_encoder.blocks.recompute = True
+        if self.hypernetwork is not None:
+            self.hypernetwork.blocks.recompute = True
+
     @property
     def logit_scale(self) -> Tensor:
         """() the scale itself, already exponentiated."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from training.model.text_encoder import transformer
+from training.model.text_encoder import Transformer
 
 MAX_SET_SIZE = 10_000
 
@@ -33,7 +33,7 @@ class Hypernetwork(nn.Module):
         self.config = config
         self.embed_dim = embed_dim
         self.input = nn.Linear(embed_dim, config.width)
-        self.blocks = transformer(config.width, config.heads, config.layers, causal=False)
+        self.blocks = Transformer(config.width, config.heads, config.layers, causal=False)
         self.final_norm = nn.LayerNorm(config.width)
         self.bottleneck = nn.Linear(config.width, config.bottleneck)
         self.output = nn.Linear(config.bottleneck, num_values)
@@ -58,8 +58,7 @@ class Hypernetwork(nn.Module):
             raise ValueError(f"a conditioning set holds {num_names:,} names; 1 to {MAX_SET_SIZE:,} are allowed")
         # unit vectors have entries of size D^-1/2: scale them to size 1, so that the first layer sees ordinary inputs
         x = self.input(text_features * self.embed_dim**0.5)
-        for block in self.blocks:
-            x = block(x, mask)
+        x = self.blocks(x, mask)
         x = self.bottleneck(self.final_norm(x))  # (G, C, bottleneck)
         if mask is None:
             pooled = x.mean(dim=1)

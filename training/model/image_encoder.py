@@ -31,6 +31,7 @@ class ImageEncoder(nn.Module):
         self.config = config
         self.trunk = _create_trunk(config.trunk)
         self._norms = wrap_norms(self.trunk)
+        self._recomputes = False
         with torch.no_grad():
             features = self.trunk.eval()(torch.zeros(1, 3, config.image_size, config.image_size)).shape[-1]
         self.trunk.train()
@@ -45,6 +46,18 @@ class ImageEncoder(nn.Module):
         """The wrapped norms by their name in the trunk."""
         return self._norms
 
+    def recompute_activations(self) -> None:
+        """Keep only what goes from stage to stage for the backward pass.
+
+        Raises:
+            ValueError: timm does not offer it for this trunk.
+        """
+        try:
+            self.trunk.set_grad_checkpointing(True)
+        except (AssertionError, AttributeError) as error:  # timm's way of saying no
+            raise ValueError(f"timm cannot recompute the activations of {self.config.trunk}: {error}") from error
+        self._recomputes = True
+
     def forward(self, images: Tensor, delta: GroupDelta | None = None) -> Tensor:
         """Encode images under the parameters of their groups.
 
@@ -56,11 +69,17 @@ class ImageEncoder(nn.Module):
             (B, D) unit vectors.
         """
         self._set_delta(delta)
+        self._count_statistics(counts=True)
         # convolutions follow the layout of their input; channels last halves a training step on CPUs and feeds tensor cores
         features = self.projection(self.trunk(images.contiguous(memory_format=torch.channels_last)))
+        self._count_statistics(counts=not self._recomputes)  # what passes through the norms from here on is backward, repeating
         if not torch.is_grad_enabled():
             self._set_delta(None)  # in training it stays: recomputation in backward must see it
         return F.normalize(features.float(), dim=-1)
+
+    def _count_statistics(self, *, counts: bool) -> None:
+        for norm in self._norms.values():
+            norm.counts = counts
 
     def _set_delta(self, delta: GroupDelta | None) -> None:
         if delta is None:

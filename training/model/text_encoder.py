@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class TextEncoder(nn.Module):
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.width)
         self.positional_embedding = nn.Parameter(torch.empty(config.context_length, config.width))
-        self.blocks = transformer(config.width, config.heads, config.layers, causal=True)
+        self.blocks = Transformer(config.width, config.heads, config.layers, causal=True)
         self.final_norm = nn.LayerNorm(config.width)
         self.projection = nn.Linear(config.width, config.embed_dim, bias=False)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
@@ -42,8 +43,7 @@ class TextEncoder(nn.Module):
         """(T, L) int64, zero-padded after the end-of-text token -> (T, D) unit vectors."""
         length = tokens.shape[1]
         x = self.token_embedding(tokens) + self.positional_embedding[:length]  # (T, L, W)
-        for block in self.blocks:
-            x = block(x)
+        x = self.blocks(x)
         end_of_text = (tokens == self.config.vocab_size - 1).int().argmax(dim=1)
         pooled = x[torch.arange(len(x), device=x.device), end_of_text]
         return F.normalize(self.projection(self.final_norm(pooled)).float(), dim=-1)
@@ -91,9 +91,18 @@ class TransformerBlock(nn.Module):
         return y.transpose(1, 2).reshape(n, length, width)
 
 
-def transformer(width: int, heads: int, layers: int, *, causal: bool) -> nn.ModuleList:
+class Transformer(nn.ModuleList):
     """A stack of blocks with CLIP's initialization."""
-    blocks = [TransformerBlock(width, heads, causal=causal) for _ in range(layers)]
-    for block in blocks:
-        block.reset_parameters(num_layers=layers)
-    return nn.ModuleList(blocks)
+
+    def __init__(self, width: int, heads: int, layers: int, *, causal: bool) -> None:
+        super().__init__(TransformerBlock(width, heads, causal=causal) for _ in range(layers))
+        for block in self:
+            block.reset_parameters(num_layers=layers)
+        self.recompute = False
+        """Keep only the input of each block for the backward pass and compute the rest again."""
+
+    def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Args as those of a block."""
+        for block in self:
+            x = checkpoint(block, x, key_mask, use_reentrant=False) if self.recompute and self.training else block(x, key_mask)
+        return x
