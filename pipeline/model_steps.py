@@ -9,8 +9,8 @@ from pipeline.steps import Step, StepContext, StepResult
 from training.bundle import load_bundle
 from training.config import TrainRequest
 from training.evaluation.zero_shot import ZeroShotResult, evaluate_zero_shot, pictures_digest
-from training.launch import train_on_ray
 from training.metrics_log import read_metrics
+from training.on_ray import train_on_ray
 from training.publish import publish
 from training.shard_reader import open_shards
 

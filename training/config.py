@@ -71,12 +71,24 @@ class WorkersConfig(StrictModel):
 
     num_workers: PositiveInt = 1
     """World size; must divide contrastive_batch_size."""
+    min_workers: PositiveInt = 1
+    """Where the cluster has no room for num_workers, the next smaller divisor of the batch that fits, down to this one.  Fewer
+    workers hold more samples each: leave them the memory for it."""
+    wait_for_workers_s: PositiveFloat = 300.0
+    """How long each attempt waits for room for num_workers (an autoscaler may bring it) before it makes do with fewer."""
     use_gpu: bool = False
     cpus_per_worker: PositiveInt = 1
     threads: PositiveInt = 1
     """Compute threads of each worker."""
     max_failures: NonNegativeInt = 2
-    """How often Ray Train starts again from the newest checkpoint after a lost worker or node."""
+    """How often, in all, a run under Ray starts again from the newest checkpoint after a lost worker or node.  What would
+    repeat itself (damaged data, a loss that is not finite) ends it at once."""
+
+    @model_validator(mode="after")
+    def _fewest_at_most_wanted(self) -> "WorkersConfig":
+        if self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers={self.min_workers} is more than num_workers={self.num_workers}")
+        return self
 
 
 class TrainConfig(StrictModel):
@@ -201,3 +213,8 @@ def local_batch_size(contrastive_batch_size: int, world_size: int) -> int:
             f"worker counts that fit: {', '.join(map(str, sorted(nearest)))}"
         )
     return contrastive_batch_size // world_size
+
+
+def world_sizes(contrastive_batch_size: int, *, most: int, least: int) -> list[int]:
+    """World sizes that divide the batch, largest first."""
+    return [size for size in range(most, least - 1, -1) if contrastive_batch_size % size == 0]

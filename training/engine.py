@@ -14,7 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from infra.errors import BadInputError
 from training.config import OptimizerConfig, TrainConfig, local_batch_size
+from training.model.hyperclip import HyperClip
 from training.objective import ContrastiveObjective, LocalBatch, ObjectiveOutput
 from training.schedule import learning_rate_at
 
@@ -41,7 +43,7 @@ class Engine:
         self._stage = config.zero_stage
         self._objective = objective.to(device)
         if config.recompute_activations:
-            objective.model.recompute_activations()
+            _recompute_activations(objective.model)
         self.device = device
         optimizer = torch.optim.AdamW(
             parameter_groups(objective, config.optimizer),
@@ -186,6 +188,13 @@ def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[st
     chosen = {id(parameter) for parameter in plain}
     decayed = [parameter for _, parameter in named if id(parameter) not in chosen]
     return [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def _recompute_activations(model: HyperClip) -> None:
+    try:
+        model.recompute_activations()
+    except ValueError as error:
+        raise BadInputError(f"{error}; set recompute_activations to false") from error
 
 
 def _import_deepspeed(device: torch.device) -> Any:

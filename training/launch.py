@@ -1,4 +1,4 @@
-"""Starting the training workers: under Ray Train, or under torchrun with the same worker function.
+"""Starting a training worker without Ray: under torchrun, or alone.
 
 torchrun --nproc-per-node 2 -m training.launch request.json
 """
@@ -7,94 +7,19 @@ import contextlib
 import logging
 import os
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from infra.errors import HyperClipError
+from infra.config import parse_config
+from infra.errors import BadInputError, HyperClipError
 from training.config import TrainRequest
 from training.loop import OnMetrics, train
 
-Progress = Callable[[int, dict[str, float]], None]
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
-POLL_S = 0.5
-
-
-def train_on_ray(request: TrainRequest, *, progress: Progress) -> None:
-    """Run the workers under Ray Train on the connected cluster; lost workers are replaced and continue from the newest
-    checkpoint.
-
-    Raises:
-        HyperClipError: training failed for good; the worker's own reason is in the message.
-    """
-    import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError
-
-    workers = request.config.workers
-    board = ray.remote(num_cpus=0)(ProgressBoard).remote()
-    trainer = TorchTrainer(
-        _ray_worker,
-        train_loop_config={"request": request.model_dump(mode="json"), "board": board},
-        scaling_config=ScalingConfig(
-            num_workers=workers.num_workers,
-            use_gpu=workers.use_gpu,
-            resources_per_worker={"CPU": workers.cpus_per_worker, **({"GPU": 1} if workers.use_gpu else {})},
-        ),
-        torch_config=TorchConfig(
-            backend="nccl" if workers.use_gpu else "gloo", timeout_s=int(COLLECTIVE_TIMEOUT.total_seconds())
-        ),
-        run_config=RunConfig(
-            name=f"train-{os.getpid()}",
-            storage_path=f"{request.output_uri}/ray",
-            failure_config=FailureConfig(max_failures=workers.max_failures),
-        ),
-    )
-    failures: list[BaseException] = []
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:  # carried to the caller's thread
-            failures.append(error)
-
-    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(POLL_S)
-        for step, metrics in ray.get(board.take.remote()):
-            progress(step, metrics)
-    if failures:
-        error = failures[0]
-        if isinstance(error, TrainingFailedError):
-            raise HyperClipError(f"training failed: {_last_line(error)}") from error
-        raise error
-
-
-class ProgressBoard:
-    """What rank 0 reports, held for the driver until it asks."""
-
-    def __init__(self) -> None:
-        self._reports: list[tuple[int, dict[str, float]]] = []
-
-    def put(self, step: int, metrics: dict[str, float]) -> None:
-        self._reports.append((step, metrics))
-
-    def take(self) -> list[tuple[int, dict[str, float]]]:
-        reports, self._reports = self._reports, []
-        return reports
-
-
-def _ray_worker(loop_config: dict[str, Any]) -> None:
-    """One worker; Ray Train has set up the process group."""
-    board = loop_config["board"]
-    train(TrainRequest.model_validate(loop_config["request"]), on_metrics=lambda *report: board.put.remote(*report))
 
 
 def train_here(request: TrainRequest, *, on_metrics: OnMetrics) -> None:
@@ -117,23 +42,39 @@ def _process_group(*, use_gpu: bool) -> Iterator[None]:
         dist.destroy_process_group()  # without it the process can abort at exit
 
 
-def _last_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[-1]
-
-
 def main(arguments: list[str]) -> int:
-    """Entry point for torchrun: one argument, the request as a JSON file."""
+    """Entry point for torchrun: one argument, the request as a JSON file.  Progress goes to stdout, all else to stderr."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     if len(arguments) != 1:
         logging.error("usage: torchrun ... -m training.launch REQUEST.json")
-        return 2
+        return BadInputError.exit_code
     try:
-        request = TrainRequest.model_validate_json(Path(arguments[0]).read_bytes())
-        train_here(request, on_metrics=lambda step, metrics: logging.info("step %d loss %.4f", step, metrics["loss"]))
-    except (HyperClipError, OSError, ValueError) as error:
+        request = read_request(Path(arguments[0]))
+        train_here(request, on_metrics=lambda step, metrics: _show(step + 1, request.config.num_steps, metrics))
+    except HyperClipError as error:
         logging.error("%s", error)
-        return 1
+        return error.exit_code
     return 0
+
+
+def read_request(path: Path) -> TrainRequest:
+    """The request in a JSON file.
+
+    Raises:
+        BadInputError: it cannot be read, or is not a request; every problem is named with its place.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInputError(f"the request {path} cannot be read: {error}") from error
+    return parse_config(text, TrainRequest, source=str(path))  # JSON is YAML
+
+
+def _show(steps: int, num_steps: int, metrics: dict[str, float]) -> None:
+    sys.stdout.write(
+        f"step {steps} of {num_steps}  loss {metrics['loss']:.4f}  {metrics['samples_per_second']:.0f} samples/s\n"
+    )
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

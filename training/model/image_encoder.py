@@ -4,6 +4,7 @@ Shapes: B images, H W pixels, F trunk features, D embedding, G conditioning grou
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,8 +53,9 @@ class ImageEncoder(nn.Module):
         Raises:
             ValueError: timm does not offer it for this trunk.
         """
+        trunk: Any = self.trunk  # whatever timm made
         try:
-            self.trunk.set_grad_checkpointing(True)
+            trunk.set_grad_checkpointing(True)
         except (AssertionError, AttributeError) as error:  # timm's way of saying no
             raise ValueError(f"timm cannot recompute the activations of {self.config.trunk}: {error}") from error
         self._recomputes = True

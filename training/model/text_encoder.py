@@ -95,10 +95,11 @@ class Transformer(nn.ModuleList):
     """A stack of blocks with CLIP's initialization."""
 
     def __init__(self, width: int, heads: int, layers: int, *, causal: bool) -> None:
-        super().__init__(TransformerBlock(width, heads, causal=causal) for _ in range(layers))
-        for block in self:
+        blocks = [TransformerBlock(width, heads, causal=causal) for _ in range(layers)]
+        for block in blocks:
             block.reset_parameters(num_layers=layers)
-        self.recompute = False
+        super().__init__(blocks)
+        self.recompute: bool = False
         """Keep only the input of each block for the backward pass and compute the rest again."""
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
