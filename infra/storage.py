@@ -256,3 +256,20 @@ def fingerprint(uri: str) -> str:
     if not exists(uri):
         raise BadInputError(f"{uri} does not exist")
     return sha256(uri)
+
+
+def version_tag(uri: str) -> str | None:
+    """What a store says of an object without its content, which changes when it is overwritten: its ETag, or size and time.
+
+    None when the store cannot be asked from here, or says nothing of the kind.
+    """
+    try:
+        filesystem, path = _resolve(uri)
+        filesystem.invalidate_cache()
+        found = filesystem.info(path)
+    except Exception:  # no driver, no network, no credentials: each store has errors of its own
+        return None
+    if etag := found.get("ETag") or found.get("etag"):
+        return str(etag).strip('"')
+    times = [found[key] for key in ("LastModified", "mtime", "updated", "created") if found.get(key)]
+    return f"{found.get('size')} bytes of {times[0]}" if times else None

@@ -19,8 +19,8 @@ CANDIDATE = "candidate"
 CHAMPION = "champion"
 MAX_METRIC_ROWS = 1000
 """MLflow takes no more in one call."""
-_PAST_CHAMPIONS = "past_champions"
-_MAX_PAST_CHAMPIONS = 100  # a tag of MLflow holds 5,000 characters
+_CHAMPIONS = "champions"
+_MAX_CHAMPIONS = 100  # a tag of MLflow holds 5,000 characters
 # MLflow's codes for a thing that is not there.  An alias that is not there counts as an invalid value; and a server with logins
 # says "permission denied" to everyone but its administrator, so that the answer does not tell what exists.
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED")
@@ -145,14 +145,28 @@ class Tracker:
         """(step, value) pairs in order of logging."""
         return [(m.step, m.value) for m in self._client.get_metric_history(run_id, key)]
 
-    def log_model(self, run_id: str, *, code: Path, artifacts: Mapping[str, Path], input_example: Any) -> str:
+    def log_model(
+        self, run_id: str, *, code: Path, artifacts: Mapping[str, Path], input_example: Any, identity: Mapping[str, str]
+    ) -> str:
         """Log a model whose loading code is a file ("models from code": nothing is pickled); returns its URI.
 
-        `code` defines `SIGNATURE` and calls `mlflow.models.set_model`.
+        A model of this run with the same `identity` is logged once: a whole one is found again, and one that a killed call
+        left half-written is removed (MLflow cannot link it to its run a second time).
+
+        Args:
+            code: defines `SIGNATURE` and calls `mlflow.models.set_model`.
+            identity: tags that tell this model from the others of the run, e.g. its digest; they are set when it is created.
         """
         import importlib.metadata
         import runpy
 
+        found = self._client.search_logged_models(
+            [self.experiment_id], filter_string=_filter({"source_run_id": run_id}, tags=identity)
+        )
+        for model in found:
+            if str(model.status) == "READY":
+                return str(model.model_uri)
+            self._client.delete_logged_model(model.model_id)
         signature = runpy.run_path(str(code))["SIGNATURE"]
         requirements = [f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "timm", "safetensors")]
         with self.active(run_id):
@@ -163,16 +177,27 @@ class Tracker:
                 signature=signature,
                 input_example=input_example,
                 pip_requirements=requirements,  # named, or MLflow would load the model in a new process to find out
+                tags=dict(identity),
             )
         return str(info.model_uri)
 
     # ---- registered models -------------------------------------------------------------------------------------------
 
-    def register(self, name: str, *, model_uri: str, run_id: str) -> ModelVersion:
-        """Register a logged model as a new version under the alias `candidate`."""
-        version = self._mlflow.register_model(model_uri, name)
-        self._client.set_registered_model_alias(name, CANDIDATE, version.version)
-        return ModelVersion(name=name, version=str(version.version), run_id=run_id, source_uri=model_uri)
+    def register(self, name: str, *, model_uri: str, run_id: str, tags: Mapping[str, str]) -> ModelVersion:
+        """Register a logged model as a new version.  The tags are there from its first moment, so that `find_version` finds
+        it whatever happens next."""
+        version = self._mlflow.register_model(model_uri, name, tags=dict(tags))
+        return ModelVersion(name=name, version=str(version.version), run_id=run_id, source_uri=model_uri, tags=dict(tags))
+
+    def find_version(self, name: str, *, tags: Mapping[str, str]) -> ModelVersion | None:
+        """The newest version with these tags, or None."""
+        found = self._client.search_model_versions(_filter({"name": name}, tags=tags))
+        whole = [version for version in found if version.status == "READY"]
+        return self._as_version(max(whole, key=lambda version: int(version.version))) if whole else None
+
+    def make_candidate(self, version: ModelVersion) -> None:
+        """Point `candidate` at a version."""
+        self._client.set_registered_model_alias(version.name, CANDIDATE, version.version)
 
     def version_of(self, name: str, alias: str) -> ModelVersion | None:
         """The version an alias points to, or None."""
@@ -201,13 +226,20 @@ class Tracker:
                 raise
             raise BadInputError(f"model {name!r} has no version {version}; versions: {self._known(name)}") from error
 
+    # The tag `champions` lists the champions, oldest first, the present one last.  Each command below may be cut off between
+    # two writes and run again: whenever the last of the list is not the champion, it is the one to go back to.
+
     def promote(self, name: str, version: str) -> ModelVersion:
         """Point `champion` at a version, remembering the one before for `rollback`."""
         chosen = self.version(name, version)
         present = self.version_of(name, CHAMPION)
-        if present and present.version != chosen.version:
-            self._set_past_champions(name, [*self._past_champions(name), present.version])
+        champions = self._champions(name)
+        if present and champions[-1:] != [present.version]:  # someone moved the alias by hand
+            champions.append(present.version)
+            self._set_champions(name, champions)
         self._client.set_registered_model_alias(name, CHAMPION, chosen.version)
+        if champions[-1:] != [chosen.version]:
+            self._set_champions(name, [*champions, chosen.version])
         return chosen
 
     def rollback(self, name: str) -> ModelVersion:
@@ -217,24 +249,22 @@ class Tracker:
             BadInputError: there is no champion, or none before it.
         """
         present = self.version(name, CHAMPION)
-        past = self._past_champions(name)
-        known = {str(v.version) for v in self._client.search_model_versions(f"name = '{name}'")}
-        # a promotion or rollback cut off between its two writes leaves the present champion on top
-        while past and (past[-1] == present.version or past[-1] not in known):
-            past.pop()
-        if not past:
+        champions = self._champions(name)
+        known = {str(v.version) for v in self._client.search_model_versions(_filter({"name": name}))}
+        while champions and (champions[-1] == present.version or champions[-1] not in known):
+            champions.pop()
+        if not champions:
             raise BadInputError(f"model {name!r} version {present.version} is the first champion: there is none to go back to")
-        previous = self.version(name, past.pop())
+        previous = self.version(name, champions[-1])
+        self._set_champions(name, champions)  # first: if the alias does not follow, the next rollback moves it, and no further
         self._client.set_registered_model_alias(name, CHAMPION, previous.version)
-        self._set_past_champions(name, past)
         return previous
 
-    def _past_champions(self, name: str) -> list[str]:
-        """Versions that were the champion before the present one, oldest first."""
-        return [v for v in self._client.get_registered_model(name).tags.get(_PAST_CHAMPIONS, "").split(",") if v]
+    def _champions(self, name: str) -> list[str]:
+        return [v for v in self._client.get_registered_model(name).tags.get(_CHAMPIONS, "").split(",") if v]
 
-    def _set_past_champions(self, name: str, versions: list[str]) -> None:
-        self._client.set_registered_model_tag(name, _PAST_CHAMPIONS, ",".join(versions[-_MAX_PAST_CHAMPIONS:]))
+    def _set_champions(self, name: str, versions: list[str]) -> None:
+        self._client.set_registered_model_tag(name, _CHAMPIONS, ",".join(versions[-_MAX_CHAMPIONS:]))
 
     def tag_version(self, version: ModelVersion, tags: Mapping[str, str]) -> None:
         for key, value in tags.items():
@@ -257,5 +287,17 @@ class Tracker:
         )
 
     def _known(self, name: str) -> str:
-        found = self._client.search_model_versions(f"name = '{name}'")
+        found = self._client.search_model_versions(_filter({"name": name}))
         return ", ".join(sorted((str(v.version) for v in found), key=int)) or "none"
+
+
+def _filter(attributes: Mapping[str, str], *, tags: Mapping[str, str] | None = None) -> str:
+    """A search expression of MLflow: all of these are so.
+
+    Raises:
+        BadInputError: a value holds a quote, which the expression cannot carry.
+    """
+    wanted = {**attributes, **{f"tags.`{key}`": value for key, value in (tags or {}).items()}}
+    if quoted := [value for value in wanted.values() if "'" in value]:
+        raise BadInputError(f"MLflow cannot look for {quoted[0]!r}: names and tags must not hold a quote")
+    return " AND ".join(f"{key} = '{value}'" for key, value in wanted.items())

@@ -13,8 +13,9 @@ from data_prep.sample.pictures import SAMPLE_URI
 from data_prep.sample.serve import serving_sample
 from data_prep.url_list import UrlListConfig
 from infra import storage
+from infra.errors import BadInputError
 from pipeline.config import DatasetConfig, DatasetName, RunConfig, SampleSource
-from pipeline.steps import Step, StepContext, StepResult
+from pipeline.steps import Step, StepContext, StepRecord, StepResult
 
 
 def data_steps(config: RunConfig, name: DatasetName) -> list[Step]:
@@ -28,6 +29,8 @@ def data_steps(config: RunConfig, name: DatasetName) -> list[Step]:
             reads=(),
             work=lambda context: _download(context, name),
             clean_start=False,
+            on_cluster=True,
+            check_done=lambda record: _check_list_unchanged(dataset, record),
         ),
         Step(
             name=f"curate-{name}",
@@ -35,6 +38,7 @@ def data_steps(config: RunConfig, name: DatasetName) -> list[Step]:
             settings=dataset.curate.model_dump(mode="json"),
             reads=(f"download-{name}",),
             work=lambda context: _curate(context, name),
+            on_cluster=True,
         ),
         Step(
             name=f"shard-{name}",
@@ -50,13 +54,31 @@ def _source_identity(dataset: DatasetConfig) -> Any:
     source = dataset.source
     if isinstance(source, SampleSource):
         return {**source.model_dump(mode="json"), "pictures": storage.fingerprint(SAMPLE_URI)}
-    # a remote list is known by its address, so that a plan needs no credentials: give a changed list a new name
+    # a remote list is known by its address, so that a plan needs no credentials; `_check_list_unchanged` does the rest
     identity = storage.fingerprint(source.uri) if storage.is_local(source.uri) else source.uri
     return {"columns": source.columns.model_dump(mode="json"), "list": identity}
 
 
+def _list_version(dataset: DatasetConfig) -> str | None:
+    """What the store says of a remote list without reading it; None for a local one, whose content is in the address."""
+    source = dataset.source
+    return None if isinstance(source, SampleSource) or storage.is_local(source.uri) else storage.version_tag(source.uri)
+
+
+def _check_list_unchanged(dataset: DatasetConfig, record: StepRecord) -> None:
+    """Raises BadInputError when a remote list was changed in place after its download; silent when the store does not tell."""
+    before = record.facts.get("list_version")
+    now = _list_version(dataset) if before else None
+    if now and now != before:
+        raise BadInputError(
+            f"{dataset.source.uri} changed after it was downloaded ({before} then, {now} now); "  # type: ignore[union-attr]
+            "give the new list a name of its own, or remove what was made of the old one: hyperclip clean"
+        )
+
+
 def _download(context: StepContext, name: DatasetName) -> StepResult:
     dataset = context.config.datasets[name]
+    list_version = _list_version(dataset)  # before it is read: a change in between is then seen by the next run
     with contextlib.ExitStack() as stack:
         settings: DownloadConfig = dataset.download
         if isinstance(dataset.source, SampleSource):
@@ -80,7 +102,13 @@ def _download(context: StepContext, name: DatasetName) -> StepResult:
     return StepResult(
         summary=f"{report.downloaded:,} of {report.requested:,} downloaded"
         + (f", {failed:,} failed: {describe(report.failed)}" if failed else ""),
-        facts={"requested": report.requested, "downloaded": report.downloaded, "failed": report.failed, "bytes": report.bytes},
+        facts={
+            "requested": report.requested,
+            "downloaded": report.downloaded,
+            "failed": report.failed,
+            "bytes": report.bytes,
+            "list_version": list_version,
+        },
         metrics={"requested": report.requested, "downloaded": report.downloaded, "success_rate": report.success_rate}
         | {f"failed.{reason}": count for reason, count in report.failed.items()},
     )

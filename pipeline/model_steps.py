@@ -8,7 +8,7 @@ from pipeline.config import RunConfig
 from pipeline.steps import Step, StepContext, StepResult
 from training.bundle import load_bundle
 from training.config import TrainRequest
-from training.evaluation.zero_shot import ZeroShotResult, evaluate_zero_shot, pictures_digest
+from training.evaluation.zero_shot import ZeroShotResult, evaluate_zero_shot
 from training.metrics_log import read_metrics
 from training.on_ray import train_on_ray
 from training.publish import publish
@@ -28,6 +28,7 @@ def model_steps(config: RunConfig) -> list[Step]:
             watches=("shard-evaluation",) if config.training.evaluation.every_steps else (),
             work=_train,
             clean_start=False,
+            on_cluster=True,
         ),
         Step(
             name="evaluate",
@@ -40,7 +41,7 @@ def model_steps(config: RunConfig) -> list[Step]:
             name="register",
             title="Register the model",
             settings={"name": config.name, "tracking": config.resolved_tracking.model_dump(mode="json")},
-            reads=("train", "evaluate", "shard-evaluation"),
+            reads=("train", "evaluate"),
             work=_register,
         ),
     ]
@@ -105,7 +106,6 @@ def _evaluate(context: StepContext) -> StepResult:
 
 def _register(context: StepContext) -> StepResult:
     result = storage.read_model(storage.join(context.inputs["evaluate"], EVALUATION_NAME), ZeroShotResult)
-    reader = open_shards(context.inputs["shard-evaluation"])
     with storage.localized(bundle_uri(context.inputs["train"])) as folder:
         version, decision = publish(
             context.tracker,
@@ -113,7 +113,6 @@ def _register(context: StepContext) -> StepResult:
             bundle_folder=folder,
             name=context.config.name,
             result=result,
-            pictures_digest=pictures_digest(reader),
         )
     role = "champion" if decision.promoted else "candidate"
     return StepResult(

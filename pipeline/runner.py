@@ -1,9 +1,10 @@
 """Running the steps of a configuration: what is done is skipped, what was killed is continued."""
 
 import fcntl
+import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Literal, Protocol
 
 from pydantic import Field
@@ -19,6 +20,8 @@ from pipeline.model_steps import model_steps
 from pipeline.report import write_report
 from pipeline.showcase_steps import showcase_steps
 from pipeline.steps import RECORD_NAME, PlannedStep, Progress, Step, StepContext, StepRecord, StepResult, plan_steps
+
+logger = logging.getLogger(__name__)
 
 
 class StepObserver(Protocol):
@@ -72,37 +75,37 @@ def run(config: RunConfig, observer: StepObserver, *, until: str | None = None) 
 
     Raises:
         HyperClipError: a step failed; the steps before it stay done.
-        BadInputError: another run uses the workspace.
+        BadInputError: another run uses the workspace, or an input changed after it was read.
     """
-    planned = _up_to(plan(config), until)
-    with _only_run_in(config.workspace_uri):
+    planned = up_to(plan(config), until)
+    with only_run_in(config.workspace_uri):
         tracker = Tracker(config.resolved_tracking)
         state = _begin_tracking(config, tracker)
-        try:
-            records = _run_steps(config, planned, tracker, state, observer)
+        with _ending(tracker, state.run_id):
+            records = run_steps(config, planned, tracker, state, observer)
             report_uri = write_report(config, planned, records, tracker, state.run_id) if until is None else None
-        except BaseException as error:
-            tracker.end_run(state.run_id, status="KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-            raise
-        tracker.end_run(state.run_id)
     return FinishedRun(records=records, report_uri=report_uri, run_id=state.run_id)
 
 
-def _run_steps(
+def run_steps(
     config: RunConfig, planned: list[PlannedStep], tracker: Tracker, state: RunState, observer: StepObserver
 ) -> dict[str, StepRecord]:
+    """Run what is not done; Ray is there from the first step that needs it to the end."""
     records: dict[str, StepRecord] = {}
     uris = {entry.step.name: entry.output_uri for entry in planned}
-    todo = [entry for entry in planned if entry.record is None]
-    with connected(config.cluster) if todo else _nothing():
+    with ExitStack() as stack:
         for entry in planned:
             step, record = entry.step, entry.record
             if record is not None:
+                if step.check_done:
+                    step.check_done(record)
                 observer.skipped(step, record)
                 records[step.name] = record
                 continue
             running = observer.running(step)
             with running as progress:
+                if step.on_cluster:
+                    stack.enter_context(connected(config.cluster))
                 context = StepContext(
                     config=config,
                     output_uri=entry.output_uri,
@@ -119,24 +122,35 @@ def _run_steps(
 
 def _run_step(entry: PlannedStep, context: StepContext) -> StepRecord:
     started = time.monotonic()
-    if entry.step.clean_start:
-        storage.remove(entry.output_uri)
-    storage.make_folder(entry.output_uri)
-    try:
+    with _ending(context.tracker, context.run_id):
+        if entry.step.clean_start:
+            storage.remove(entry.output_uri)
+        storage.make_folder(entry.output_uri)
         result: StepResult = entry.step.work(context)
-    except BaseException:
-        context.tracker.end_run(context.run_id, status="FAILED")
-        raise
-    record = StepRecord(
-        step=entry.step.name, summary=result.summary, facts=result.facts, seconds=round(time.monotonic() - started, 1)
-    )
-    context.tracker.log_metrics(context.run_id, {**result.metrics, "seconds": record.seconds})
-    context.tracker.end_run(context.run_id)
+        record = StepRecord(
+            step=entry.step.name, summary=result.summary, facts=result.facts, seconds=round(time.monotonic() - started, 1)
+        )
+        context.tracker.log_metrics(context.run_id, {**result.metrics, "seconds": record.seconds})
     storage.write_atomic(storage.join(entry.output_uri, RECORD_NAME), record.model_dump_json(indent=1))
     return record
 
 
-def _up_to(planned: list[PlannedStep], until: str | None) -> list[PlannedStep]:
+@contextmanager
+def _ending(tracker: Tracker, run_id: str) -> Iterator[None]:
+    """End an MLflow run with what became of it."""
+    try:
+        yield
+    except BaseException as error:
+        try:
+            tracker.end_run(run_id, status="KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        except Exception as second:  # the first is what went wrong, and MLflow may be the reason of both
+            logger.warning("MLflow was not told that run %s failed: %s", run_id, second)
+        raise
+    tracker.end_run(run_id)
+
+
+def up_to(planned: list[PlannedStep], until: str | None) -> list[PlannedStep]:
+    """The steps whose name starts with `until`, and those they read; all when it is None."""
     if until is None:
         return planned
     last = max((place for place, entry in enumerate(planned) if entry.step.name.startswith(until)), default=None)
@@ -185,12 +199,7 @@ def _state_uri(config: RunConfig) -> str:
 
 
 @contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
-@contextmanager
-def _only_run_in(workspace_uri: str) -> Iterator[None]:
+def only_run_in(workspace_uri: str) -> Iterator[None]:
     """Two runs in one workspace would write the same folders; the lock of a killed run is gone with its process."""
     if not storage.is_local(workspace_uri):
         yield  # an object store has no such lock: give each run a workspace of its own there

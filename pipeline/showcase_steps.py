@@ -61,6 +61,7 @@ def showcase_steps(showcase: ShowcaseConfig) -> list[Step]:
             settings=settings,
             reads=("register", "shard-evaluation"),
             work=lambda context: _serve(context, showcase),
+            on_cluster=True,
         ),
     ]
 

@@ -19,7 +19,7 @@ from infra.tracking import Tracker
 from pipeline.config import RunConfig
 
 RECORD_NAME = "step.json"
-STEP_VERSION = 1
+STEP_VERSION = 2
 """Raise it when the same configuration would give another output."""
 
 Progress = Callable[[int, int, str], None]
@@ -75,6 +75,10 @@ class Step:
     """Steps it looks at without its output depending on them: they come first, and are no part of its address."""
     clean_start: bool = True
     """Whether what a killed attempt left is removed first; False where the step itself resumes from it."""
+    on_cluster: bool = False
+    """Whether Ray is connected before it runs."""
+    check_done: Callable[[StepRecord], None] | None = None
+    """Called with the record when the step is found done; raises when what it read is no longer what it was."""
 
 
 @dataclass(frozen=True)

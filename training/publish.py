@@ -5,69 +5,97 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from infra.config import StrictModel
+from infra.errors import BadInputError
 from infra.tracking import CANDIDATE, CHAMPION, ModelVersion, Tracker
 from training.bundle import load_bundle
 from training.evaluation.zero_shot import ZeroShotResult
+
+TASKS_TAG = "evaluation_tasks"
+"""Which pictures and tasks the accuracy of a version was measured on."""
 
 
 class PromotionDecision(StrictModel):
     """Why a candidate did or did not become the champion."""
 
-    outcome: Literal["first", "better", "not_better", "other_pictures"]
+    outcome: Literal["first", "better", "not_better", "other_tasks", "already"]
     reason: str
     promoted: bool
+    """Whether it is the champion now."""
 
 
 def publish(
-    tracker: Tracker, *, run_id: str, bundle_folder: Path, name: str, result: ZeroShotResult, pictures_digest: str
+    tracker: Tracker, *, run_id: str, bundle_folder: Path, name: str, result: ZeroShotResult
 ) -> tuple[ModelVersion, PromotionDecision]:
-    """Log, register as `candidate`, and promote to `champion` when it beats the present one on the same pictures."""
+    """Log, register as `candidate`, and promote to `champion` when it beats the present one on the same tasks.
+
+    May be killed anywhere and called again: a bundle is logged once per run and registered once, by its digest.
+
+    Raises:
+        BadInputError: the evaluation is not of this bundle.
+    """
     bundle = load_bundle(bundle_folder)  # refuses a damaged one before it is published
-    version = tracker.version_of(name, CANDIDATE)
-    if version is None or version.tags.get("bundle_digest") != bundle.digest:  # else a killed run has done it already
-        white = np.full((bundle.preprocess.image_size,) * 2 + (3,), 255, dtype=np.uint8)
-        picture = io.BytesIO()
-        Image.fromarray(white).save(picture, format="PNG")
+    if result.bundle_digest != bundle.digest:
+        raise BadInputError(
+            f"{bundle_folder} holds model {bundle.digest[:12]}, and the evaluation is of {result.bundle_digest[:12]}; "
+            "evaluate this one first"
+        )
+    identity = {"bundle_digest": bundle.digest}
+    version = tracker.find_version(name, tags=identity)
+    if version is None:
         model_uri = tracker.log_model(
             run_id,
             code=Path(__file__).with_name("mlflow_model.py"),
             artifacts={"bundle": bundle_folder},
-            input_example={"image": [picture.getvalue()]},
+            # a table, not a dictionary: MLflow decodes the bytes of its JSON form in tables only
+            input_example=pd.DataFrame({"image": [_white_picture(bundle.preprocess.image_size)]}),
+            identity=identity,
         )
-        version = tracker.register(name, model_uri=model_uri, run_id=run_id)
+        version = tracker.register(name, model_uri=model_uri, run_id=run_id, tags=identity)
     headline = result.headline
     tracker.tag_version(
         version,
         {
-            "bundle_digest": bundle.digest,
-            "evaluation_pictures": pictures_digest,
-            **{f"accuracy_{headline.num_ways}_way.{reading}": f"{acc.mean:.4f}" for reading, acc in headline.accuracy.items()},
+            TASKS_TAG: result.headline_tasks,
+            **{accuracy_tag(headline.num_ways, reading): f"{acc.mean:.4f}" for reading, acc in headline.accuracy.items()},
         },
     )
-    decision = decide(tracker, version, result, pictures_digest)
-    if decision.promoted:
+    tracker.make_candidate(version)
+    decision = decide(version, result, champion=tracker.version_of(name, CHAMPION))
+    if decision.promoted:  # also when it is the champion already: a killed call may have left the rest of it undone
         tracker.promote(name, version.version)
     return version, decision
 
 
-def decide(tracker: Tracker, candidate: ModelVersion, result: ZeroShotResult, pictures_digest: str) -> PromotionDecision:
-    """Compare a candidate with the champion by the specialized accuracy of the first task size."""
-    champion = tracker.version_of(candidate.name, CHAMPION)
-    if champion is None or champion.version == candidate.version:
+def decide(candidate: ModelVersion, result: ZeroShotResult, *, champion: ModelVersion | None) -> PromotionDecision:
+    """Compare a candidate with the champion by the specialized accuracy of the headline tasks."""
+    if champion is None:
         return PromotionDecision(outcome="first", reason="there was no champion", promoted=True)
-    key = f"accuracy_{result.headline.num_ways}_way.specialized"
-    tags = champion.tags
-    if tags.get("evaluation_pictures") != pictures_digest or key not in tags:
+    if champion.version == candidate.version:
+        return PromotionDecision(outcome="already", reason="it was the champion already", promoted=True)
+    theirs = champion.tags.get(accuracy_tag(result.headline.num_ways, "specialized"))
+    if theirs is None or champion.tags.get(TASKS_TAG) != result.headline_tasks:
         reason = (
             f"version {champion.version}, the champion, was evaluated on other pictures or tasks; "
             f"compare them yourself, then: hyperclip promote {candidate.name} {candidate.version}"
         )
-        return PromotionDecision(outcome="other_pictures", reason=reason, promoted=False)
-    ours, theirs = result.headline.accuracy["specialized"].mean, float(tags[key])
-    comparison = f"{ours:.1%} against {theirs:.1%} of the champion, version {champion.version}"
-    if ours > theirs:
+        return PromotionDecision(outcome="other_tasks", reason=reason, promoted=False)
+    ours = result.headline.accuracy["specialized"].mean
+    comparison = f"{ours:.1%} against {float(theirs):.1%} of the champion, version {champion.version}"
+    if float(f"{ours:.4f}") > float(theirs):  # as precise as the tag: the same model is no better than itself
         return PromotionDecision(outcome="better", reason=comparison, promoted=True)
     return PromotionDecision(outcome="not_better", reason=f"{comparison}; it stays {CANDIDATE}", promoted=False)
+
+
+def accuracy_tag(num_ways: int, reading: str) -> str:
+    return f"accuracy_{num_ways}_way.{reading}"
+
+
+def _white_picture(side: int) -> bytes:
+    """A PNG, the input example of the logged model."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((side, side, 3), 255, dtype=np.uint8)).save(buffer, format="PNG")
+    return buffer.getvalue()

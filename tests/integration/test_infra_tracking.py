@@ -1,6 +1,5 @@
 """MLflow as we use it, against a real SQLite store and a folder of artifacts."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from infra.errors import BadInputError
-from infra.tracking import CANDIDATE, CHAMPION, ModelVersion, Tracker, TrackingConfig
+from infra.tracking import CANDIDATE, CHAMPION, ModelVersion, Tracker
 
 pytestmark = pytest.mark.integration
 
@@ -19,15 +18,6 @@ class Echo(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
     def predict(self, model_input: list[str]) -> list[str]:
         return model_input
-
-
-@pytest.fixture(scope="module")
-def tracker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracker]:
-    """One store for the file: its first use creates some fifty tables."""
-    root = tmp_path_factory.mktemp("mlflow")
-    before = mlflow.get_tracking_uri()
-    yield Tracker(TrackingConfig(uri=f"sqlite:///{root}/deep/mlflow.db", artifact_uri=f"{root}/artifacts", experiment="test"))
-    mlflow.set_tracking_uri(before)
 
 
 def log_model(tracker: Tracker) -> tuple[str, str]:
@@ -42,7 +32,8 @@ def log_model(tracker: Tracker) -> tuple[str, str]:
 def versions(tracker: Tracker, request: pytest.FixtureRequest) -> list[ModelVersion]:
     """Three registered versions of a model of the test's own."""
     run_id, model_uri = log_model(tracker)
-    return [tracker.register(request.node.name, model_uri=model_uri, run_id=run_id) for _ in range(3)]
+    name = request.node.name
+    return [tracker.register(name, model_uri=model_uri, run_id=run_id, tags={"number": str(number)}) for number in (1, 2, 3)]
 
 
 def test_an_experiment_is_made_once(tracker: Tracker) -> None:
@@ -96,8 +87,21 @@ def test_leaving_the_active_run_does_not_end_it(tracker: Tracker) -> None:
     assert mlflow.MlflowClient(tracking_uri=tracker.config.uri).get_run(run_id).info.status == "RUNNING"
 
 
-def test_each_registered_version_becomes_the_candidate(tracker: Tracker, versions: list[ModelVersion]) -> None:
+def test_a_version_is_found_by_the_tags_it_was_registered_with(tracker: Tracker, versions: list[ModelVersion]) -> None:
     name = versions[0].name
+    found = tracker.find_version(name, tags={"number": "2"})
+    assert found is not None
+    assert found.version == "2"
+    assert tracker.find_version(name, tags={"number": "4"}) is None
+    assert tracker.find_version("nobody", tags={"number": "2"}) is None
+    twin = tracker.register(name, model_uri=versions[0].source_uri, run_id=versions[0].run_id, tags={"number": "2"})
+    assert tracker.find_version(name, tags={"number": "2"}) == twin
+
+
+def test_a_version_becomes_the_candidate(tracker: Tracker, versions: list[ModelVersion]) -> None:
+    name = versions[0].name
+    for version in versions:
+        tracker.make_candidate(version)
     assert [version.version for version in versions] == ["1", "2", "3"]
     candidate = tracker.version_of(name, CANDIDATE)
     assert candidate is not None
@@ -111,6 +115,7 @@ def test_promotion_moves_the_champion_and_rollback_brings_the_one_before(
     tracker: Tracker, versions: list[ModelVersion]
 ) -> None:
     name = versions[0].name
+    tracker.make_candidate(versions[2])
     for version in ("1", "2", CANDIDATE):
         tracker.promote(name, version)
     assert tracker.version(name, CHAMPION).version == "3"
@@ -188,8 +193,8 @@ def test_an_unknown_model_has_no_versions(tracker: Tracker) -> None:
 
 def test_tags_stay_with_the_version(tracker: Tracker, versions: list[ModelVersion]) -> None:
     tracker.tag_version(versions[1], {"top1": "0.3"})
-    assert tracker.version(versions[1].name, "2").tags == {"top1": "0.3"}
-    assert tracker.version(versions[1].name, "1").tags == {}
+    assert tracker.version(versions[1].name, "2").tags == {"number": "2", "top1": "0.3"}
+    assert tracker.version(versions[1].name, "1").tags == {"number": "1"}
 
 
 def test_a_version_is_downloaded_whole(tracker: Tracker, versions: list[ModelVersion], tmp_path: Path) -> None:

@@ -56,12 +56,12 @@ def image_encoder(trunk: str, image_size: int = 32, *, seed: int = 0) -> ImageEn
     return encoder.eval().requires_grad_(False)
 
 
-def make_bundle(folder: Path, config: HyperClipConfig | None = None) -> Bundle:
+def make_bundle(folder: Path, config: HyperClipConfig | None = None, *, seed: int = 0) -> Bundle:
     """Save and load a tiny model."""
     config = config or hyperclip_test()
     save_bundle(
         folder,
-        trained_like(config),
+        trained_like(config, seed=seed),
         preprocess=PreprocessConfig(image_size=config.image.image_size),
         templates=["{}", "a photo of a {}"],
         model_card="# a test model",

@@ -6,7 +6,6 @@ Three readings of the same model on the same tasks:
     swapped      parameters generated from another task's names: how much of a gain is not about the names
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +15,7 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from infra.config import StrictModel
+from infra.config import StrictModel, content_hash
 from training.bundle import Bundle
 from training.evaluation.tasks import LabelSetTask, draw_tasks
 from training.model.parameter_delta import GroupDelta
@@ -75,6 +74,8 @@ class ZeroShotResult(StrictModel):
 
     schema_version: Literal[1] = 1
     bundle_digest: str
+    headline_tasks: str
+    """SHA-256 of the pictures and the draw of the first task size: two models are compared where it is the same only."""
     num_pictures: int
     num_concepts: int
     ways: tuple[WayResult, ...]
@@ -138,11 +139,18 @@ def evaluate_zero_shot(
         )
     return ZeroShotResult(
         bundle_digest=bundle.digest,
+        headline_tasks=headline_tasks(reader, config),
         num_pictures=len(reader),
         num_concepts=len(pictures.names),
         ways=tuple(results),
         shown=tuple(shown[: config.num_shown]),
     )
+
+
+def headline_tasks(reader: ShardReader, config: EvaluationConfig) -> str:
+    """Identity of the tasks that decide promotion: their pictures, their size, how many, and the seed of the draw."""
+    shards = [shard.sha256 for shard in reader.manifest.shards]
+    return content_hash({"shards": shards, "ways": config.ways[0], "num_tasks": config.num_tasks, "seed": config.seed})
 
 
 def load_pictures(reader: ShardReader, bundle: Bundle) -> EvaluationPictures:
@@ -208,8 +216,3 @@ def _interval(values: list[float], *, seed: int) -> Accuracy:
     means = found[rng.integers(len(found), size=(NUM_RESAMPLES, len(found)))].mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
     return Accuracy(mean=float(found.mean()), low=float(low), high=float(high))
-
-
-def pictures_digest(reader: ShardReader) -> str:
-    """Identity of an evaluation set, so that figures of two models are compared on the same pictures only."""
-    return hashlib.sha256("".join(shard.sha256 for shard in reader.manifest.shards).encode()).hexdigest()
