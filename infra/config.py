@@ -4,6 +4,7 @@ A configuration is frozen and refuses unknown keys.  Change one with `rebuilt`, 
 `model_copy(update=...)` does not.
 """
 
+import difflib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -51,7 +52,7 @@ def parse_config(text: str, model: type[Config], *, source: str, overrides: Sequ
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        problems = "\n".join(f"  {_place(e['loc'])}: {e['msg']} (got {_short(e['input'])})" for e in error.errors())
+        problems = "\n".join(f"  {_place(e['loc'])}: {_problem(e, model)}" for e in error.errors())
         raise BadInputError(f"{source} has {error.error_count()} problem(s):\n{problems}") from error
 
 
@@ -74,6 +75,15 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 
 def _place(location: tuple[int | str, ...]) -> str:
     return ".".join(str(part) for part in location) or "(top)"
+
+
+def _problem(error: Any, model: type[BaseModel]) -> str:
+    if error["type"] != "extra_forbidden":
+        return f"{error['msg']} (got {_short(error['input'])})"
+    schema = model.model_json_schema()
+    known = {name for part in (schema, *schema.get("$defs", {}).values()) for name in part.get("properties", {})}
+    near = difflib.get_close_matches(str(error["loc"][-1]), sorted(known), n=1)
+    return "there is no such setting" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def _short(value: Any) -> str:

@@ -4,15 +4,18 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.logging import RichHandler
 from rich.markup import escape
 
-from infra.errors import BadInputError, HyperClipError
+from infra.errors import CorruptArtefactError, HyperClipError
 from pipeline.console import ConsoleObserver, err, out
 from pipeline.model_commands import model_app
+
+if TYPE_CHECKING:
+    from pipeline.steps import PlannedStep
 
 app = typer.Typer(
     name="hyperclip",
@@ -29,6 +32,13 @@ Overrides = Annotated[
     typer.Option("--set", help="Change one setting: training.num_steps=500; may be repeated", metavar="A.B=VALUE"),
 ]
 RUNS, DATA = "Runs", "Single steps"
+State = Literal["done", "begun", "to do", "unknown"]
+STATES: dict[State, str] = {
+    "done": "[green]done [/]",
+    "begun": "[yellow]begun[/]",
+    "to do": "to do",
+    "unknown": "[dim]?    [/]",
+}
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
@@ -50,9 +60,13 @@ def plan(config: ConfigPath, overrides: Overrides = None) -> None:
     from pipeline.runner import plan as plan_run
 
     settings = load_run_config(config, tuple(overrides or ()))
-    for entry in plan_run(settings):
-        out.print(f"{_state_of(entry)}  {escape(entry.step.title)}\n       [dim]{escape(entry.output_uri)}[/]")
+    planned = plan_run(settings)
+    states = [_state_of(entry) for entry in planned]
+    for entry, state in zip(planned, states, strict=True):
+        out.print(f"{STATES[state]}  {escape(entry.step.title)}\n       [dim]{escape(entry.output_uri)}[/]")
     out.print(f"MLflow: {escape(settings.resolved_tracking.uri)}")
+    if "unknown" in states:
+        out.print(f"What is done already is not known: {escape(settings.workspace_uri)} cannot be reached from here.")
 
 
 @app.command(rich_help_panel=RUNS)
@@ -64,7 +78,9 @@ def status(config: ConfigPath, overrides: Overrides = None) -> None:
     planned = plan_run(load_run_config(config, tuple(overrides or ())))
     for entry in planned:
         record = entry.record
-        out.print(f"{_state_of(entry)}  {escape(entry.step.title)}" + (f"\n      {escape(record.summary)}" if record else ""))
+        out.print(f"{STATES[_state_of(entry)]}  {escape(entry.step.title)}")
+        if record:
+            out.print(f"       {escape(record.summary)} [dim]({record.seconds:.0f} s)[/]")
     done = sum(entry.record is not None for entry in planned)
     out.print(f"{done} of {len(planned)} steps done" + ("" if done == len(planned) else f"; continue: hyperclip run {config}"))
 
@@ -191,17 +207,15 @@ def _run(config: Path, overrides: list[str] | None, *, until: str | None) -> Non
         out.print(f"[bold]Page[/]    hyperclip serve {config}, then http://{settings.serving.host}:{settings.serving.port}/")
 
 
-def _state_of(entry: object) -> str:
-    from pipeline.steps import PlannedStep
-
-    assert isinstance(entry, PlannedStep)
+def _state_of(entry: "PlannedStep") -> State:
     try:
-        record = entry.record
-    except BadInputError:  # the store cannot be reached from here: a plan can be made all the same
-        return "[dim]not known from here[/]"
-    if record is not None:
-        return "[green]done [/]"
-    return "[yellow]begun[/]" if entry.begun else "to do"
+        if entry.record is not None:
+            return "done"
+        return "begun" if entry.begun else "to do"
+    except CorruptArtefactError:
+        raise
+    except Exception:  # the store cannot be reached from here, and each has errors of its own: a plan can be made all the same
+        return "unknown"
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from pipeline.console import out
 model_app = typer.Typer()
 
 Model = Annotated[str, typer.Argument(help="A bundle folder, models:/NAME@champion, or models:/NAME/VERSION", metavar="MODEL")]
+ModelName = Annotated[str, typer.Argument(help="Registered model", metavar="NAME")]
 TrackingUri = Annotated[str | None, typer.Option(help="MLflow to look the model up in; default MLFLOW_TRACKING_URI")]
 Labels = Annotated[str, typer.Option(help="Class names with commas between, or @FILE with one a line")]
 Templates = Annotated[
@@ -29,8 +30,8 @@ MODELS, USE = "Models", "Classifiers"
 
 @model_app.command(rich_help_panel=MODELS)
 def promote(
-    name: Annotated[str, typer.Argument(help="Registered model")],
-    version: Annotated[str, typer.Argument(help="Version number, or an alias such as candidate")],
+    name: ModelName,
+    version: Annotated[str, typer.Argument(help="Version number, or an alias such as candidate", metavar="VERSION")],
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Make a version the champion, which services serve."""
@@ -41,7 +42,7 @@ def promote(
 
 
 @model_app.command(rich_help_panel=MODELS)
-def rollback(name: Annotated[str, typer.Argument(help="Registered model")], tracking_uri: TrackingUri = None) -> None:
+def rollback(name: ModelName, tracking_uri: TrackingUri = None) -> None:
     """Make the champion before the present one the champion again."""
     from pipeline.model_source import tracker_at
 

@@ -204,7 +204,11 @@ def only_run_in(workspace_uri: str) -> Iterator[None]:
     if not storage.is_local(workspace_uri):
         yield  # an object store has no such lock: give each run a workspace of its own there
         return
-    storage.make_folder(workspace_uri)
+    try:
+        storage.make_folder(workspace_uri)
+        (storage.local_path(workspace_uri) / ".lock").touch()
+    except OSError as error:
+        raise BadInputError(f"cannot write into the workspace {workspace_uri}: {error.strerror}; choose another") from error
     with (storage.local_path(workspace_uri) / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
