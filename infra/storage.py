@@ -259,17 +259,13 @@ def fingerprint(uri: str) -> str:
 
 
 def version_tag(uri: str) -> str | None:
-    """What a store says of an object without its content, which changes when it is overwritten: its ETag, or size and time.
+    """What a store says of one object, without its content, that changes when it is overwritten.
 
     None when the store cannot be asked from here, or says nothing of the kind.
     """
     try:
         filesystem, path = _resolve(uri)
         filesystem.invalidate_cache()
-        found = filesystem.info(path)
+        return _version(filesystem.info(path))
     except Exception:  # no driver, no network, no credentials: each store has errors of its own
         return None
-    if etag := found.get("ETag") or found.get("etag"):
-        return str(etag).strip('"')
-    times = [found[key] for key in ("LastModified", "mtime", "updated", "created") if found.get(key)]
-    return f"{found.get('size')} bytes of {times[0]}" if times else None

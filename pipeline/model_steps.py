@@ -49,6 +49,7 @@ def model_steps(config: RunConfig) -> list[Step]:
 
 def _train(context: StepContext) -> StepResult:
     config = context.config.training
+    open_shards(context.inputs["shard-train"])  # a damaged shard is named at once, before workers start and are started again
     request = TrainRequest(
         config=config,
         shards_uri=context.inputs["shard-train"],

@@ -1,0 +1,294 @@
+"""Bad input through the real command: a clear message, an exit status, no traceback, and nothing half-made that counts."""
+
+import json
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import mlflow
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_prep.sample.links import write_url_list
+from data_prep.sample.serve import serving_sample
+from infra.cluster import ClusterConfig, connected
+from infra.tracking import TrackingConfig
+from pipeline import cli, runner
+from pipeline.config import load_run_config
+from pipeline.console import ConsoleObserver
+from tests.unit.model_helpers import make_bundle, picture_bytes
+
+pytestmark = pytest.mark.integration
+QUICKSTART = str(Path(__file__).parents[2] / "pipeline" / "configs" / "quickstart.yaml")
+
+
+class Ended(NamedTuple):
+    status: int
+    output: str
+    error: str
+
+
+Command = Callable[..., Ended]
+
+
+@pytest.fixture
+def hyperclip(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """The entry point of the `hyperclip` command, in this process so that Ray is started once for the file."""
+
+    def run(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["hyperclip", *arguments])
+        capsys.readouterr()
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return Ended(status, captured.out, captured.err)
+
+    return run
+
+
+class Run:
+    """A run configuration in a workspace of its own."""
+
+    def __init__(self, workspace: Path, hyperclip: Command) -> None:
+        self.workspace, self._hyperclip = workspace, hyperclip
+        self.settings = [f"workspace={workspace}"]
+
+    def __call__(self, command: str) -> Ended:
+        return self._hyperclip(command, QUICKSTART, *(part for setting in self.settings for part in ("--set", setting)))
+
+    def download_from(self, uri: Path, dataset: str = "train", **settings: object) -> None:
+        self.settings.append(f"datasets.{dataset}.source={{kind: url_list, uri: '{uri}'}}")
+        self.settings += [f"datasets.{dataset}.download.{name}={json.dumps(value)}" for name, value in settings.items()]
+
+    def folder(self, step: str) -> Path:
+        (found,) = self.workspace.glob(f"{step}-*")
+        return found
+
+    def done(self) -> list[str]:
+        return sorted(path.parent.name.rpartition("-")[0] for path in self.workspace.glob("*/step.json"))
+
+
+@pytest.fixture
+def run(tmp_path: Path, hyperclip: Command, new_tracking: Callable[[Path], TrackingConfig]) -> Iterator[Run]:
+    before = mlflow.get_tracking_uri()
+    new_tracking(tmp_path / "workspace")
+    yield Run(tmp_path / "workspace", hyperclip)
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    with connected(ClusterConfig(num_cpus=2)):
+        yield
+
+
+def write_rows(path: Path, rows: list[dict[str, object]]) -> Path:
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+# ---- the command itself, as a process --------------------------------------------------------------------------------
+
+
+def test_a_missing_list_ends_the_real_command_before_anything_is_made(tmp_path: Path) -> None:
+    settings = (f"workspace={tmp_path}/workspace", "datasets.train.source={kind: url_list, uri: nowhere.parquet}")
+    command = [Path(sys.executable).with_name("hyperclip"), "run", QUICKSTART, "--set", settings[0], "--set", settings[1]]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert ended.returncode == 2
+    assert ended.stderr == "error: nowhere.parquet does not exist\n"
+    assert ended.stdout == ""
+    assert not (tmp_path / "workspace").exists()
+
+
+# ---- configuration ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("training.num_stepz=3", "training.num_stepz: there is no such setting; did you mean num_steps?"),
+        ("training.model=nothing", "unknown model 'nothing'; available:"),
+        ("evaluation.ways=[0]", "evaluation.ways.0: Input should be greater than 0 (got 0)"),
+        ("showcase.labels=[]", "showcase.labels"),
+        ("name=Not A Name", "name: String should match pattern"),
+        ("nonsense", "is not of the form a.b=value"),
+    ],
+)
+def test_a_wrong_setting_is_named(run: Run, setting: str, says: str) -> None:
+    run.settings.append(setting)
+    ended = run("run")
+    assert ended.status == 2
+    assert says in ended.error
+    assert run.done() == []
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("a: [", "is not valid YAML"), ("- a", "expected a mapping"), ("", "expected a mapping")]
+)
+def test_a_file_that_is_no_configuration_is_refused(hyperclip: Command, tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    ended = hyperclip("plan", str(tmp_path / "run.yaml"))
+    assert ended.status == 2
+    assert says in ended.error
+
+
+def test_a_workspace_that_cannot_be_written_is_named(hyperclip: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    ended = hyperclip("run", QUICKSTART, "--set", f"workspace={tmp_path}/file/workspace")
+    assert ended.status == 2
+    assert "cannot write into the workspace" in ended.error
+
+
+# ---- lists of URLs ---------------------------------------------------------------------------------------------------
+
+ROW = {"url": "http://pictures.invalid/a.jpg", "caption": "a cat"}
+UNUSABLE: list[tuple[str, Callable[[Path], object], str]] = [
+    ("text", lambda path: path.write_text("url,caption\nhttp://a/b.jpg,cat\n"), "is not a readable parquet file"),
+    ("cut", lambda path: path.write_bytes(write_rows(path, [ROW]).read_bytes()[:-20]), "is not a readable parquet file"),
+    ("columns", lambda path: write_rows(path, [{"link": "http://a/b.jpg", "caption": "cat"}]), "has no column 'url'"),
+    ("types", lambda path: write_rows(path, [{"url": 1.5, "caption": "cat"}]), "column 'url' is double"),
+    ("twice", lambda path: write_rows(path, [ROW, ROW]), "Remove the repetitions"),
+]
+
+
+@pytest.mark.parametrize(("write", "says"), [case[1:] for case in UNUSABLE], ids=[case[0] for case in UNUSABLE])
+def test_a_list_that_cannot_be_used_is_refused_and_nothing_counts_as_done(
+    run: Run, tmp_path: Path, ray_cluster: None, write: Callable[[Path], object], says: str
+) -> None:
+    write(tmp_path / "urls.parquet")
+    run.download_from(tmp_path / "urls.parquet")
+    ended = run("download")
+    assert ended.status == 2
+    assert says in ended.error
+    assert run.done() == []
+    assert "begun  Download the train pictures" in run("status").output
+
+
+def test_a_list_where_everything_fails_says_why_and_is_tried_again(run: Run, tmp_path: Path, ray_cluster: None) -> None:
+    rows = [{"url": f"http://127.0.0.1:9/{i}.jpg", "caption": f"thing {i}"} for i in range(20)]  # loopback is not allowed
+    run.download_from(write_rows(tmp_path / "urls.parquet", [*rows, {"url": "mailto:a@b.c", "caption": "no link"}]))
+    for _ in range(2):
+        ended = run("download")
+        assert ended.status == 1
+        assert "only 0 of 21 pictures were downloaded: 0.0%" in ended.error
+        assert "forbidden_address 20, bad_url 1" in ended.error
+        assert run.done() == []
+
+
+# ---- damage between two steps ----------------------------------------------------------------------------------------
+
+
+def test_damaged_shards_are_named_and_not_built_upon(run: Run, tmp_path: Path, ray_cluster: None) -> None:
+    """A raw shard is cut short before curation; then, mended, a training shard before training."""
+    with serving_sample() as base:
+        write_url_list(str(tmp_path / "all.parquet"), split="evaluation", base_url=base)
+        pq.write_table(pq.read_table(tmp_path / "all.parquet").slice(0, 40), tmp_path / "urls.parquet")
+        for dataset in ("train", "evaluation"):
+            run.download_from(
+                tmp_path / "urls.parquet", dataset, policy={"allowed_private_hosts": [base.removeprefix("http://")]}
+            )
+        run.settings += ["training.model=hyperclip_test", "training.contrastive_batch_size=8"]
+        assert run("download").status == 0
+    raw = next((run.folder("download-train") / "raw").rglob("*.tar"))
+    whole = raw.read_bytes()
+    raw.write_bytes(whole[: len(whole) // 2])
+    ended = run("curate")
+    assert ended.status == 1
+    assert raw.name in ended.error
+    assert run.done() == ["download-evaluation", "download-train"]
+
+    raw.write_bytes(whole)
+    runner.run(load_run_config(Path(QUICKSTART), tuple(run.settings)), ConsoleObserver(), until="shard")
+    assert "shard-train" in run.done()
+    shard = next(run.folder("shard-train").glob("*.tar"))
+    shard.write_bytes(shard.read_bytes()[:-1024])
+    ended = run("train")
+    assert ended.status == 1
+    assert f"{shard.name}: " in ended.error
+    assert "are damaged" in ended.error
+    assert "train" not in run.done()
+    assert not (run.folder("train") / "bundle").exists()
+
+
+# ---- pictures and labels ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model") / "bundle"
+    make_bundle(folder)
+    return str(folder)
+
+
+def huge_png() -> bytes:
+    """30,000 x 30,000 pixels, by its header."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (huge_png(), "too many pixels"),
+        (b"this is no picture, it is a text\n" * 10, "no JPEG, PNG or WebP"),
+        (b"", "no JPEG, PNG or WebP"),
+        (picture_bytes(40, 40)[:-30], "ends early"),
+    ],
+    ids=["huge", "text", "empty", "cut"],
+)
+def test_a_picture_that_cannot_be_used_is_named(
+    hyperclip: Command, bundle: str, tmp_path: Path, content: bytes, says: str
+) -> None:
+    (tmp_path / "photo.jpg").write_bytes(content)
+    ended = hyperclip("classify", bundle, str(tmp_path / "photo.jpg"), "--labels", "cat,dog")
+    assert ended.status == 2
+    assert f"{tmp_path}/photo.jpg: " in ended.error
+    assert says in ended.error
+    assert "cat" not in ended.output
+
+
+@pytest.mark.parametrize("labels", ["", ",", " , ,", "@FILE"])
+@pytest.mark.parametrize("command", ["specialize", "export", "classify"])
+def test_an_empty_list_of_labels_is_refused(hyperclip: Command, bundle: str, tmp_path: Path, command: str, labels: str) -> None:
+    (tmp_path / "labels.txt").write_text("\n \n")
+    (tmp_path / "photo.png").write_bytes(picture_bytes(40, 40))
+    rest = [str(tmp_path / "photo.png")] if command == "classify" else ["--output", str(tmp_path / "made")]
+    ended = hyperclip(command, bundle, *rest, "--labels", labels.replace("FILE", str(tmp_path / "labels.txt")))
+    assert ended.status == 2
+    assert "label" in ended.error
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["classify", "nowhere", "PICTURE", "--labels", "a,b"], "bundle"),
+        (["classify", "BUNDLE", "missing.jpg", "--labels", "a,b"], "cannot read missing.jpg"),
+        (["classify", "BUNDLE", "PICTURE", "--labels", "@missing.txt"], "cannot read missing.txt"),
+        (["classify", "models:/m@champion", "PICTURE", "--labels", "a,b"], "which MLflow?"),
+        (["classify", "models:/m", "PICTURE", "--labels", "a,b"], "models:/NAME@ALIAS"),
+        (["promote", "m", "1", "--tracking-uri", "sqlite:////nowhere/x.db"], "no MLflow database"),
+    ],
+)
+def test_a_model_that_is_not_there_is_said_so(
+    hyperclip: Command, bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "photo.png").write_bytes(picture_bytes(40, 40))
+    known = {"BUNDLE": bundle, "PICTURE": str(tmp_path / "photo.png")}
+    ended = hyperclip(*(known.get(argument, argument) for argument in arguments))
+    assert ended.status == 2
+    assert says in ended.error
