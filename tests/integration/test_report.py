@@ -1,0 +1,187 @@
+"""The report says what the records say, and what strangers wrote on the web stays text."""
+
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import NamedTuple
+
+import mlflow
+import pytest
+
+from infra import storage
+from infra.tracking import Tracker, TrackingConfig
+from pipeline.config import RunConfig, load_run_config
+from pipeline.report import write_report
+from pipeline.runner import plan
+from pipeline.showcase_steps import ServedPrediction, ServedPredictions
+from pipeline.steps import PlannedStep, StepRecord
+from tests.unit.model_helpers import picture_bytes
+from tests.unit.shard_helpers import sample, write_shards
+from training.evaluation.zero_shot import Accuracy, ShownPrediction, WayResult, ZeroShotResult
+
+pytestmark = pytest.mark.integration
+QUICKSTART = Path(__file__).parents[2] / "pipeline" / "configs" / "quickstart.yaml"
+HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)> {{ 7 * 7 }} & <b>'
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, the cells of every table, and all text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.tables: list[list[list[str]]] = []
+        self.text = ""
+        self._in_cell = False
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+            self._in_cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_cell = self._in_cell and tag not in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self._in_cell:
+            self.tables[-1][-1][-1] += data
+
+    def table(self, heading: str) -> list[list[str]]:
+        """Rows of the table whose head names this column; white space is one blank."""
+        found = next(table for table in self.tables if any(heading in cell for cell in table[0]))
+        return [[" ".join(cell.split()) for cell in row] for row in found[1:]]
+
+
+class Written(NamedTuple):
+    page: Page
+    config: RunConfig
+    records: dict[str, StepRecord]
+    evaluation: ZeroShotResult
+    run_id: str
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory, new_tracking: Callable[[Path], TrackingConfig]) -> Written:
+    """The report of a run whose steps left these records."""
+    root = tmp_path_factory.mktemp("report")
+    new_tracking(root / "w")
+    config = load_run_config(QUICKSTART, (f"workspace={root}/w", "showcase={labels: [cat, dog], num_pictures: 2}"))
+    planned = plan(config)
+    evaluation = leave_outputs(planned)
+    records = {entry.step.name: record_of(entry) for entry in planned}
+    before = mlflow.get_tracking_uri()
+    tracker = Tracker(config.resolved_tracking)
+    run_id = tracker.start_run("run")
+    uri = write_report(config, planned, records, tracker, run_id)
+    html = storage.read_bytes(uri).decode()
+    assert mlflow.artifacts.load_text(f"runs:/{run_id}/report.html") == html
+    mlflow.set_tracking_uri(before)
+    return Written(Page(html), config, records, evaluation, run_id)
+
+
+def leave_outputs(planned: list[PlannedStep]) -> ZeroShotResult:
+    uris = {entry.step.name: entry.output_uri for entry in planned}
+    pictures = [sample(picture_bytes(20, 20, seed=number), number, caption=HOSTILE) for number in range(3)]
+    write_shards(Path(uris["shard-evaluation"]), pictures, samples_per_shard=2, suffix="png")
+    ways = tuple(
+        WayResult(
+            num_ways=num_ways,
+            chance=1 / num_ways,
+            num_tasks=7,
+            num_predictions=1234,
+            num_pictures=1201,
+            accuracy={
+                "specialized": Accuracy(mean=0.4321, low=0.4012, high=0.4666),
+                "neutral": Accuracy(mean=0.3333, low=0.3, high=0.36),
+                "swapped": Accuracy(mean=0.25, low=0.2, high=0.3),
+            },
+        )
+        for num_ways in (10, 50)
+    )
+    shown = (
+        ShownPrediction(sample=0, truth=HOSTILE, predicted=HOSTILE, score=0.5),
+        ShownPrediction(sample=2, truth="cat", predicted=HOSTILE, score=0.25),
+    )
+    evaluation = ZeroShotResult(
+        bundle_digest="d", headline_tasks="t", num_pictures=1201, num_concepts=374, ways=ways, shown=shown
+    )
+    storage.write_atomic(f"{uris['evaluate']}/evaluation.json", evaluation.model_dump_json())
+    lines = [f'{{"step": {step}, "loss": {3 - step}, "delta_rms": 0.1, "delta_variation": 0.2}}\n' for step in range(3)]
+    storage.write_atomic(f"{uris['train']}/metrics.jsonl", "".join(lines))
+    served = ServedPredictions(
+        task_id="task",
+        model_version="1",
+        labels=("cat", HOSTILE),
+        predictions=(
+            ServedPrediction(sample=0, truth="cat", predicted="cat", score=0.9),
+            ServedPrediction(sample=1, truth=HOSTILE, predicted="cat", score=0.6),
+        ),
+    )
+    storage.write_atomic(f"{uris['serve']}/predictions.json", served.model_dump_json())
+    return evaluation
+
+
+def record_of(entry: PlannedStep) -> StepRecord:
+    kind = entry.step.name.partition("-")[0]
+    facts = {
+        "download": {"requested": 1513, "downloaded": 1498, "failed": {"http_404": 10, HOSTILE: 5}},
+        "curate": {"seen": 1498, "kept": 1491, "dropped": {"duplicate_exact": 7}},
+        "shard": {"samples": 1491, "shards": 3},
+    }.get(kind, {})
+    return StepRecord(step=entry.step.name, summary=f"{HOSTILE} {entry.step.name}", facts=facts, seconds=1.5)
+
+
+def test_what_strangers_wrote_stays_text(written: Written) -> None:
+    tags = written.page.tags
+    assert "script" not in {tag for tag, _ in tags}
+    assert not [name for _, attributes in tags for name in attributes if name.startswith("on")]
+    assert {attributes["src"][:11] for tag, attributes in tags if tag == "img" and attributes["src"]} == {"data:image/"}
+    assert [attributes["alt"] for tag, attributes in tags if tag == "img"].count(HOSTILE) == 2
+    assert HOSTILE in written.page.text  # shown as it was written, and not run as a template either
+    assert "49" not in re.findall(r"onerror=alert\(2\)> (\d+)", written.page.text)
+
+
+def test_the_accuracies_are_those_of_the_evaluation(written: Written) -> None:
+    rows = written.page.table("names in a task")
+    assert rows[0] == [
+        "10",
+        "10.0%",
+        "43.2% (40.1% to 46.7%)",
+        "33.3% (30.0% to 36.0%)",
+        "25.0% (20.0% to 30.0%)",
+        "7",
+        "1,201",
+    ]
+    assert [row[0] for row in rows] == ["10", "50"]
+    assert f"{written.evaluation.num_pictures:,} held-out pictures of 374 concepts" in " ".join(written.page.text.split())
+
+
+def test_every_lost_sample_has_its_row(written: Written) -> None:
+    assert written.page.table("reason") == [
+        ["failed", HOSTILE, "5"],
+        ["failed", "http_404", "10"],
+        ["dropped", "duplicate_exact", "7"],
+    ]
+    assert "1,513 URLs → 1,498 downloaded → 1,491 kept → 1,491 samples in shards" in " ".join(written.page.text.split())
+
+
+def test_every_step_is_there_with_its_summary(written: Written) -> None:
+    rows = written.page.table("result")
+    assert [row[0] for row in rows] == list(written.records)
+    assert [row[1] for row in rows] == [record.summary for record in written.records.values()]
+
+
+def test_the_service_and_the_run_are_named(written: Written) -> None:
+    text = " ".join(written.page.text.split())
+    assert "1 of 2 pictures right" in text
+    assert written.run_id in text
+    assert written.config.run_hash[:12] in text
+    assert '"num_steps": 300' in text
