@@ -2,10 +2,14 @@
 
 const TOP_K = 5;
 const PICTURES_PER_CALL = 8;
-const LOW_MATCH = 0.1; // below this for every class, "none of these" is the likelier answer
+const BYTES_PER_CALL = 16 * 2 ** 20; // half of what the service takes by default; photos of a phone have up to 8 MB each
+const ANSWER_WITHIN_MS = 310_000; // a little longer than the service gives itself
+const LOW_MATCH = 0.05; // below this for every class, "none of these" is the likelier answer
+const TYPES = ["image/jpeg", "image/png", "image/webp"];
 
 const $ = (id) => document.getElementById(id);
 let pictures = []; // {file, url}
+let busy = false;
 
 function labels() {
   const text = $("labels").value;
@@ -20,6 +24,8 @@ function showCount() {
   $("count").textContent = names.length === 0 ? "none yet" : repeated ? `${count}, ${repeated} repeated` : count;
 }
 
+const counted = (number, noun) => (number === 1 ? `1 ${noun}` : `${number} ${noun}s`);
+
 function element(name, properties = {}, ...children) {
   const made = Object.assign(document.createElement(name), properties);
   made.append(...children);
@@ -29,21 +35,33 @@ function element(name, properties = {}, ...children) {
 // ---- pictures -------------------------------------------------------------------------------------------------------
 
 function addPictures(files) {
-  const added = [...files].filter((file) => file.type.startsWith("image/") || file.type === "");
-  pictures.push(...added.map((file) => ({ file, url: URL.createObjectURL(file) })));
+  const added = [...files];
+  const readable = added.filter((file) => TYPES.includes(file.type) || file.type === ""); // the service looks at the bytes
+  pictures.push(...readable.map((file) => ({ file, url: URL.createObjectURL(file) })));
+  $("pictures").value = ""; // or the same file could not be chosen again
   showPictures();
+  const others = added.filter((file) => !readable.includes(file)).map((file) => file.name);
+  say(others.length ? `Not added, as only JPEG, PNG and WebP are read: ${others.join(", ")}.` : "", true);
 }
 
-function removePictures() {
-  pictures = []; // their addresses stay valid, as results may still show them
-  $("pictures").value = "";
+function removePictures(removed) {
+  pictures = pictures.filter((picture) => !removed.includes(picture)); // results may still show them: their addresses stay valid
   showPictures();
 }
 
 function showPictures() {
-  const items = pictures.map(({ file, url }) => element("li", {}, element("img", { src: url, alt: file.name, title: file.name })));
+  const items = pictures.map((picture) => {
+    const name = picture.file.name;
+    const button = element("button", { type: "button", title: `Remove ${name}` }, element("img", { src: picture.url, alt: `Remove ${name}` }));
+    button.addEventListener("click", () => {
+      removePictures([picture]);
+      $("pictures").focus();
+    });
+    return element("li", {}, button);
+  });
   $("thumbnails").replaceChildren(...items);
   $("clear").hidden = pictures.length === 0;
+  $("chosen").textContent = pictures.length === 0 ? "none yet" : counted(pictures.length, "picture");
 }
 
 // ---- calls ----------------------------------------------------------------------------------------------------------
@@ -51,12 +69,13 @@ function showPictures() {
 async function call(path, options) {
   let response;
   try {
-    response = await fetch(path, options);
+    response = await fetch(path, { ...options, signal: AbortSignal.timeout(ANSWER_WITHIN_MS) });
   } catch {
-    throw new Error("The service cannot be reached.");
+    throw new Error("The service cannot be reached. Check that it is running, and try again.");
   }
-  const body = await response.json().catch(() => null);
+  const body = await response.json().catch(() => null); // a proxy's page, or a connection that broke in the middle
   if (!response.ok) throw new Error(body?.detail ?? `The service answered ${response.status}.`);
+  if (body === null) throw new Error("The answer broke off. Try again.");
   return body;
 }
 
@@ -68,11 +87,26 @@ function createTask(names) {
   });
 }
 
+function parts(chosen) {
+  const made = [];
+  let bytes = 0;
+  for (const picture of chosen) {
+    bytes += picture.file.size;
+    if (made.length === 0 || made.at(-1).length === PICTURES_PER_CALL || bytes > BYTES_PER_CALL) {
+      made.push([]);
+      bytes = picture.file.size;
+    }
+    made.at(-1).push(picture);
+  }
+  return made;
+}
+
 async function classify(taskId, chosen, parameters, topK) {
   const results = [];
+  const failures = [];
   let milliseconds = 0;
-  for (let start = 0; start < chosen.length; start += PICTURES_PER_CALL) {
-    const part = chosen.slice(start, start + PICTURES_PER_CALL);
+  const calls = parts(chosen);
+  for (const part of calls) {
     const form = new FormData();
     for (const { file } of part) form.append("images", file);
     try {
@@ -82,8 +116,10 @@ async function classify(taskId, chosen, parameters, topK) {
       milliseconds += answer.timings_ms.total;
     } catch (error) {
       results.push(...part.map(() => ({ problem: { detail: error.message } }))); // the other parts may still work
+      failures.push(error);
     }
   }
+  if (failures.length === calls.length) throw failures[0];
   return { results, milliseconds };
 }
 
@@ -102,6 +138,7 @@ function table(predictions, neutral) {
   const rows = predictions.map(({ label, score, match: matched }) => {
     const cell = element("td", { className: "bar", ariaHidden: "true" }, bar(score, ""));
     const row = element("tr", {}, element("th", { scope: "row", textContent: label, title: label }), cell);
+    row.style.setProperty("--share", `${score * 100}%`); // drawn behind the row where there is no room for the bar
     row.append(element("td", { textContent: percent(score) }));
     if (neutral) {
       const before = neutral.get(label);
@@ -122,7 +159,7 @@ function answer({ file, url }, result, neutral) {
   const body = element("div", {}, element("h2", { textContent: file.name, title: file.name }));
   if (result.predictions) {
     if (Math.max(...result.predictions.map((found) => found.match)) < LOW_MATCH) {
-      body.append(element("p", { className: "hint", textContent: "Maybe none of these: no class matches this picture well by itself." }));
+      body.append(element("p", { className: "hint", textContent: "Perhaps none of these: no class matches this picture well by itself." }));
     }
     const before = neutral?.predictions ? new Map(neutral.predictions.map((found) => [found.label, found.score])) : null;
     body.append(table(result.predictions, before));
@@ -134,7 +171,7 @@ function answer({ file, url }, result, neutral) {
     body.append(element("p", { className: "problem", textContent: result.problem?.detail ?? "No answer." }));
   }
   const image = element("img", { src: url, alt: "" });
-  image.addEventListener("error", () => image.removeAttribute("src"));
+  image.addEventListener("error", () => image.replaceWith(element("span", { className: "unreadable" })));
   return element("article", { className: "answer card" }, image, body);
 }
 
@@ -151,13 +188,12 @@ function curlCommands(task, names) {
   ].join("\n");
 }
 
-function showDetails(task, names, looked) {
+function showDetails(task, names, looked, count) {
   $("task").textContent = task.task_id;
   $("version").textContent = task.model_version;
   const { total } = task.timings_ms;
   $("made").textContent = task.cached ? `${total.toFixed(1)} ms (it was there already)` : `${total.toFixed(1)} ms`;
-  const count = pictures.length === 1 ? "1 picture" : `${pictures.length} pictures`;
-  $("looked").textContent = `${looked.toFixed(1)} ms for ${count}`;
+  $("looked").textContent = `${looked.toFixed(1)} ms for ${counted(count, "picture")}`;
   $("curl").textContent = curlCommands(task, names);
   $("export").href = `/v1/tasks/${task.task_id}/export`;
   $("details").hidden = false;
@@ -180,8 +216,16 @@ function say(text, bad = false) {
   $("status").classList.toggle("bad", bad);
 }
 
+// Not `disabled`: a disabled button loses the focus of who presses it by keyboard.
+function setBusy(now) {
+  busy = now;
+  $("go").setAttribute("aria-disabled", String(now));
+  $("results").setAttribute("aria-busy", String(now));
+}
+
 async function submit(event) {
   event.preventDefault();
+  if (busy) return;
   const names = labels();
   if (names.length === 0) {
     say("Name at least one class.", true);
@@ -193,8 +237,9 @@ async function submit(event) {
     $("pictures").focus();
     return;
   }
-  $("go").disabled = true;
+  setBusy(true);
   $("copy").textContent = "Copy";
+  $("results").classList.add("old"); // what is shown belongs to the question before this one
   try {
     say("Making the classifier …");
     const task = await createTask(names);
@@ -205,13 +250,14 @@ async function submit(event) {
     const neutral = $("compare").checked ? (await classify(task.task_id, chosen, "neutral", all)).results : [];
     $("empty").hidden = true;
     $("answers").replaceChildren(...chosen.map((picture, place) => answer(picture, results[place], neutral[place])));
-    showDetails(task, names, milliseconds);
+    showDetails(task, names, milliseconds, chosen.length);
+    $("results").classList.remove("old");
     const failed = results.filter((result) => result.problem).length;
-    say(failed ? `Done; ${failed} of ${chosen.length} pictures could not be read.` : "Done.", failed > 0);
+    say(failed ? `${failed} of ${counted(chosen.length, "picture")} got no scores; the reason stands beside each.` : "Done.", failed > 0);
   } catch (error) {
     say(error.message, true);
   } finally {
-    $("go").disabled = false;
+    setBusy(false);
   }
 }
 
@@ -221,7 +267,10 @@ $("labels").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("form").requestSubmit();
 });
 $("pictures").addEventListener("change", (event) => addPictures(event.target.files));
-$("clear").addEventListener("click", removePictures);
+$("clear").addEventListener("click", () => {
+  removePictures(pictures);
+  $("pictures").focus();
+});
 $("copy").addEventListener("click", copyCommand);
 document.addEventListener("paste", (event) => {
   if (event.clipboardData.files.length) addPictures(event.clipboardData.files);
