@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
 
-import imagehash
 import numpy as np
 from PIL import Image
 from pydantic import Field
@@ -36,6 +35,8 @@ def perceptual_hash(pixels: np.ndarray) -> int | None:
 
     A white drawing on transparent ground would vanish on white: its shape, the alpha channel, is hashed instead.
     """
+    import imagehash  # here, as configurations are read where nothing is hashed
+
     flat = images.flatten(pixels, background=_WHITE)
     if np.ptp(flat.mean(axis=2)) < _FLAT_RANGE:
         if pixels.shape[2] == 3 or np.ptp(pixels[:, :, 3]) < _FLAT_RANGE:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pyarrow.parquet as pq
-import webdataset
 from pydantic import PositiveInt
 
 from data_prep.accounting import describe, require_all_accounted
@@ -132,6 +131,8 @@ def _clear(output_uri: str) -> None:
 
 
 def _write_shard(rows: list[dict[str, Any]], *, name: str, raw_uri: str, output_uri: str) -> ShardEntry:
+    import webdataset  # here, as configurations are read where nothing is written
+
     buffer = io.BytesIO()
     offsets = []
     with webdataset.TarWriter(buffer, user=OWNER, group=OWNER, mtime=0, encoder=False) as writer:

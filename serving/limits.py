@@ -14,6 +14,8 @@ class ServingLimits(StrictModel):
 
     max_body_bytes: PositiveInt = 32 * 2**20
     """Of a whole request; a longer one is refused while it arrives."""
+    body_timeout_s: PositiveFloat = 60
+    """Until a whole request must have arrived: who sends a byte now and then would hold a place for ever."""
     max_pixels: PositiveInt = 40_000_000
     """Of one picture, by its header, before anything is decoded."""
     max_images: PositiveInt = 32

@@ -1,8 +1,9 @@
 """What holds for every request: safe headers, a bounded body, a bounded number at once, and no bare 500.
 
-Plain ASGI: a body is counted while it arrives, so one that is too long is refused before it has been gathered.
+Plain ASGI: a body is counted while it arrives, so one that is too long or too slow is refused before it has been gathered.
 """
 
+import asyncio
 import logging
 import time
 
@@ -71,7 +72,7 @@ class RequestContext:
 
 
 class Admission:
-    """Refuses before any work is done: too many at once, a body that is too long, a page of another site."""
+    """Refuses before any work is done: too many at once, a body that is too long or too slow, a page of another site."""
 
     def __init__(self, app: ASGIApp, *, limits: ServingLimits, metrics: IngressMetrics) -> None:
         self._app = app
@@ -109,13 +110,21 @@ class Admission:
 
     def _bounded(self, receive: Receive) -> Receive:
         received = 0
+        # None once all has arrived: the next message then says that the client has gone, whenever that is
+        deadline: float | None = asyncio.get_running_loop().time() + self._limits.body_timeout_s
 
         async def bounded() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, deadline
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError as error:
+                raise self._too_slow() from error
             received += len(message.get("body", b""))
             if received > self._limits.max_body_bytes:
                 raise self._too_long()
+            if not message.get("more_body", False):
+                deadline = None
             return message
 
         return bounded
@@ -123,6 +132,10 @@ class Admission:
     def _too_long(self) -> ProblemError:
         detail = f"the body is longer than the {self._limits.max_body_bytes:,} bytes allowed"
         return ProblemError(413, "body_too_long", detail, headers={"connection": "close"})
+
+    def _too_slow(self) -> ProblemError:
+        detail = f"the body did not arrive within the {self._limits.body_timeout_s:g} s allowed"
+        return ProblemError(408, "body_too_slow", detail, headers={"connection": "close"})
 
 
 def overloaded(limits: ServingLimits) -> ProblemError:

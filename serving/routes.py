@@ -34,6 +34,7 @@ PROBLEMS: Mapping[int | str, dict[str, Any]] = {
     status: {"model": Problem, "content": {MEDIA_TYPE: {}}, "description": description}
     for status, description in {
         400: "The body cannot be read",
+        408: "The body did not arrive in time",
         413: "Body or picture too large",
         415: "Not a media type or picture format that is read",
         422: "What was asked for cannot be done",

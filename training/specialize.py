@@ -89,7 +89,7 @@ def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
     """Labels in canonical form (NFC, trimmed; case and order kept).
 
     Raises:
-        BadInputError: none or too many, or one that is empty, overlong or there twice; the message names it.
+        BadInputError: none or too many, or one that is empty, overlong, unprintable or there twice; the message names it.
     """
     if isinstance(labels, str) or not labels:
         raise BadInputError("the list of labels is empty; name at least one class")
@@ -100,6 +100,8 @@ def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
     for place, label in enumerate(canonical):
         if not label:
             raise BadInputError(f"label {place + 1} is empty")
+        if any(unicodedata.category(character) == "Cc" for character in label):
+            raise BadInputError(f"label {place + 1}, {label[:40]!r}, holds a control character, such as a line break or a tab")
         if len(label) > MAX_LABEL_CHARACTERS:
             raise BadInputError(f"label {place + 1} has {len(label):,} characters; at most {MAX_LABEL_CHARACTERS} are allowed")
         if label in first_place:

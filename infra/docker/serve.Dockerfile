@@ -3,6 +3,8 @@
 FROM python:3.11.14-slim-trixie
 
 # KubeRay's probes call wget.  Everything goes to /usr/local, as KubeRay starts Ray from a login shell that resets PATH.
+# Debian keeps one version of a package at a time, so a pinned one would fail to build at its next fix.
+# hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends wget && rm -rf /var/lib/apt/lists/*
 
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 \
@@ -34,5 +36,5 @@ WORKDIR /home/hyperclip
 EXPOSE 8000
 # For plain Docker; Kubernetes ignores it and KubeRay brings its own probes.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=120s --retries=4 \
-    CMD wget --quiet --tries=1 --timeout=4 --output-document=/dev/null http://127.0.0.1:8000/healthz
+    CMD ["wget", "--quiet", "--tries=1", "--timeout=4", "--output-document=/dev/null", "http://127.0.0.1:8000/healthz"]
 CMD ["hyperclip", "serve", "/etc/hyperclip/run.yaml"]

@@ -7,6 +7,8 @@ FROM python:3.11.14-slim-trixie
 
 # g++: DeepSpeed compiles its CPU communication op at first use.  wget: KubeRay's probes.  Everything goes to /usr/local, as
 # KubeRay starts Ray from a login shell that resets PATH.
+# Debian keeps one version of a package at a time, so a pinned one would fail to build at its next fix.
+# hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends g++ wget && rm -rf /var/lib/apt/lists/*
 
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 \

@@ -1,7 +1,8 @@
 """The deploy files, as far as they can be held to account without a cluster or a Docker engine.
 
 Kubernetes' own kinds are checked against its schema.  Ray's kinds have none that ships with a package: their pods are checked
-against the schema as pods, and the rest by the security floor stated here.
+against the schema as pods, the names of the other fields against those of KubeRay's types, and the rest by the security floor
+stated here.
 """
 
 import re
@@ -18,6 +19,8 @@ import ray
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
+from pipeline.config import load_run_config
+from pipeline.runner import plan
 from serving.config import ServingConfig
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +29,31 @@ COMPOSE = ROOT / "infra/mlflow/compose.yaml"
 KUBERNETES_VERSION = "1.34"
 LOCK = dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().split())
 DOCKERFILES = [*sorted((ROOT / "infra/docker").glob("*.Dockerfile")), ROOT / "infra/mlflow/Dockerfile"]
+KUBERAY_FIELDS = {  # read from the Go types of KubeRay 1.5; an unknown field would be dropped by the API server without a word
+    "RayCluster": {
+        "authOptions", "autoscalerOptions", "enableInTreeAutoscaling", "gcsFaultToleranceOptions", "headGroupSpec",
+        "headServiceAnnotations", "managedBy", "rayVersion", "suspend", "upgradeStrategy", "workerGroupSpecs",
+    },
+    "RayJob": {
+        "activeDeadlineSeconds", "backoffLimit", "clusterSelector", "deletionStrategy", "entrypoint", "entrypointNumCpus",
+        "entrypointNumGpus", "entrypointResources", "jobId", "managedBy", "metadata", "rayClusterSpec", "runtimeEnvYAML",
+        "shutdownAfterJobFinishes", "submissionMode", "submitterConfig", "submitterPodTemplate", "suspend",
+        "ttlSecondsAfterFinished",
+    },
+    "RayService": {
+        "excludeHeadPodFromServeSvc", "rayClusterConfig", "rayClusterDeletionDelaySeconds", "serveConfigV2", "serveService",
+        "upgradeStrategy",
+    },
+    "head": {"enableIngress", "headService", "rayStartParams", "serviceType", "template"},
+    "worker": {
+        "groupName", "idleTimeoutSeconds", "maxReplicas", "minReplicas", "numOfHosts", "rayStartParams", "replicas",
+        "scaleStrategy", "suspend", "template",
+    },
+    "autoscaler": {
+        "env", "envFrom", "idleTimeoutSeconds", "image", "imagePullPolicy", "resources", "securityContext", "upscalingMode",
+        "version", "volumeMounts",
+    },
+}  # fmt: skip
 PINNED = re.compile(r"^[\w./-]+:v?\d+\.\d+[\w.-]*$")
 
 
@@ -92,6 +120,27 @@ def test_the_pods_of_rays_kinds_fit_the_schema_of_pods(document: dict[str, Any])
             "spec": template["spec"],
         }
         kubernetes_validate.validate(pod, KUBERNETES_VERSION, strict=True)
+
+
+@pytest.mark.parametrize("document", ray_objects(), ids=by_kind)
+def test_the_fields_of_rays_kinds_are_kuberays(document: dict[str, Any]) -> None:
+    assert document["spec"].keys() <= KUBERAY_FIELDS[document["kind"]]
+    cluster = cluster_spec(document)
+    assert cluster.keys() <= KUBERAY_FIELDS["RayCluster"]
+    assert cluster["headGroupSpec"].keys() <= KUBERAY_FIELDS["head"]
+    assert cluster["autoscalerOptions"].keys() <= KUBERAY_FIELDS["autoscaler"]
+    for group in cluster["workerGroupSpecs"]:
+        assert group.keys() <= KUBERAY_FIELDS["worker"]
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+    assert all(isinstance(value, str) for value in cluster["headGroupSpec"]["rayStartParams"].values())
+
+
+def test_every_address_that_all_may_reach_has_its_reason_beside_it() -> None:
+    for path in [*KUBERAY.glob("*.yaml"), COMPOSE, *DOCKERFILES]:
+        lines = path.read_text().splitlines()
+        for number, line in enumerate(lines):
+            if "0.0.0.0" in line and "cidr" not in line:
+                assert lines[number - 1].lstrip().startswith("# All addresses"), f"{path.name}:{number + 1}"
 
 
 @pytest.mark.parametrize("document", ray_objects(), ids=by_kind)
@@ -201,7 +250,29 @@ def test_the_job_runs_the_configuration_that_is_mounted() -> None:
     assert generator["name"] == volume["configMap"]["name"]
     assert generator["options"]["disableNameSuffixHash"] is True
     assert generator["files"] == ["run.yaml"]
-    assert yaml.safe_load((KUBERAY / "run.yaml").read_text())["cluster"]["address"] == "auto"
+
+
+def test_the_run_of_the_job_is_whole_and_fits_its_cluster() -> None:
+    run = load_run_config(KUBERAY / "run.yaml")
+    steps = [entry.step.title for entry in plan(run)]
+    assert {"Download the train pictures", "Train the model", "Register the model"} <= set(steps)
+    assert run.cluster.address == "auto"
+    assert run.showcase is None  # serving is the RayService's; a run that served would keep its cluster
+    (job,) = [document for document in documents() if document["kind"] == "RayJob"]
+    groups = {group["groupName"]: group for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]}
+    workers = run.training.workers
+    assert workers.use_gpu and workers.num_workers <= groups["gpu"]["maxReplicas"]  # one GPU a pod
+    limits = groups["gpu"]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert workers.cpus_per_worker <= int(limits["cpu"])
+    assert run.training.contrastive_batch_size % workers.num_workers == 0
+
+
+def test_the_service_serves_what_the_job_registers() -> None:
+    run = load_run_config(KUBERAY / "run.yaml")
+    (service,) = [document for document in documents() if document["kind"] == "RayService"]
+    served = ServingConfig.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["args"])
+    assert (served.model_name, served.tracking) == (run.name, run.tracking)
+    assert served.task_store_uri.startswith(f"{run.workspace}/")
 
 
 def test_the_service_deploys_three_parts_that_scale_apart() -> None:
@@ -278,6 +349,13 @@ def test_an_image_is_pinned_unprivileged_and_without_secrets(path: Path) -> None
     for name, version in re.findall(r"([\w-]+)(?:\[\w+\])?==([\d.]+)", text):
         # what the lock does not hold is pinned all the same, by being written with its version
         assert LOCK.get(name, version) == version, f"{path.name} has {name} {version}, the lock {LOCK[name]}"
+
+
+@pytest.mark.skipif(shutil.which("hadolint") is None, reason="hadolint is not installed")
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_a_linter_of_dockerfiles_finds_nothing(path: Path) -> None:
+    run = subprocess.run(["hadolint", str(path)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout
 
 
 @pytest.mark.parametrize(("room", "extras"), [("data", "data"), ("train", "data,train"), ("serve", "serve")])

@@ -58,6 +58,10 @@ JSON_REFUSALS: list[tuple[bytes, int, str]] = [
     (b'{"labels": []}', 422, "empty"),
     (b'{"labels": ["cat", " cat "]}', 422, "twice"),
     (b'{"labels": ["cat", "  "]}', 422, "label 2 is empty"),
+    (b'{"labels": ["cat", "a\\u0000b"]}', 422, "label 2, 'a\\x00b', holds a control character"),
+    (b'{"labels": ["cat\\ndog"]}', 422, "line break"),
+    (b'{"labels": [NaN]}', 422, "labels.0"),
+    (b'{"labels": ["cat"], "pinned_version": 1e400}', 422, "pinned_version"),
     (json.dumps({"labels": [str(i) for i in range(10_001)]}).encode(), 422, "10,001 labels"),
     (json.dumps({"labels": ["x" * 41]}).encode(), 422, "41 characters"),
     (b'{"labels": "cat"}', 422, "labels"),
@@ -195,6 +199,22 @@ def test_a_long_body_is_refused_before_it_has_arrived(config: ServingConfig) -> 
 
     play(config, scenario)
     assert sent < 2 * LIMITS.max_body_bytes
+
+
+def test_a_body_that_does_not_arrive_gives_its_place_up(config: ServingConfig) -> None:
+    async def never() -> Any:
+        yield b"--x\r\n"
+        await asyncio.Event().wait()
+
+    async def scenario(local: LocalService) -> None:
+        for path in ("/v1/tasks", "/v1/embed/image", "/v1/classify"):
+            kind = {"/v1/tasks": "application/json", "/v1/classify": "multipart/form-data; boundary=x"}.get(path, "image/png")
+            response = await local.http.post(path, content=never(), headers={"content-type": kind})
+            check_problem(response, 408)
+            assert response.headers["connection"] == "close"
+        assert "hyperclip_requests_in_flight 0.0" in (await local.http.get("/metrics")).text
+
+    play(config.rebuilt(limits=LIMITS.rebuilt(body_timeout_s=0.02)), scenario)
 
 
 def test_calls_from_pages_of_other_sites_are_refused(config: ServingConfig) -> None:

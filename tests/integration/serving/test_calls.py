@@ -2,13 +2,9 @@
 
 import io
 import json
-import socket
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,105 +12,18 @@ import pytest
 import ray
 import torch
 
-from infra.cluster import ClusterConfig, connected
 from infra.errors import BadInputError
 from serving.client import ServiceError, ServingClient
-from serving.config import BatchingConfig, DeploymentScale, ServingConfig
+from serving.config import ServingConfig
 from serving.launch import running
-from serving.limits import ServingLimits
-from serving.schemas import Prediction
-from tests.unit.serving_helpers import huge_png, make_bundle, picture
-from training.bundle import Bundle, load_bundle
+from tests.integration.serving.expected import check_predictions, expected_scores
+from tests.unit.serving_helpers import huge_png, picture
+from training.bundle import Bundle
 from training.preprocess import preprocess
-from training.specialize import specialize
 
 pytestmark = pytest.mark.integration
 
 LABELS = ["cat", "dog", "a red bicycle"]
-SMALL = DeploymentScale(num_cpus=0.1)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("serving")
-    make_bundle(folder / "bundle")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def config(folder: Path) -> ServingConfig:
-    return ServingConfig(
-        bundle_uri=str(folder / "bundle"),
-        task_store_uri=str(folder / "tasks"),
-        port=0,
-        limits=ServingLimits(max_body_bytes=2_000_000, max_images=8),
-        batching=BatchingConfig(max_batch_size=8, batch_wait_timeout_s=0.05),  # long enough for pictures to meet
-        ingress=SMALL.rebuilt(max_ongoing_requests=256),
-        hypernetwork=SMALL,
-        image_encoder=SMALL,
-    )
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    with connected(ClusterConfig(num_cpus=2)):
-        yield
-
-
-@dataclass
-class Service:
-    """The running service; the last test ends it early."""
-
-    url: str
-    stack: ExitStack
-
-
-@pytest.fixture(scope="module")
-def service(cluster: None, config: ServingConfig) -> Iterator[Service]:
-    with ExitStack() as stack:
-        yield Service(stack.enter_context(running(config)), stack)
-
-
-@pytest.fixture(scope="module")
-def base_url(service: Service) -> str:
-    return service.url
-
-
-@pytest.fixture(scope="module")
-def client(base_url: str) -> Iterator[ServingClient]:
-    with ServingClient(base_url) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def http(base_url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=base_url, timeout=60, trust_env=False) as http:
-        yield http
-
-
-@pytest.fixture(scope="module")
-def bundle(folder: Path) -> Bundle:
-    return load_bundle(folder / "bundle")
-
-
-def expected_scores(bundle: Bundle, labels: list[str], image: bytes) -> dict[str, tuple[float, float]]:
-    """What the functional path gives, without the service."""
-    tensor = torch.from_numpy(preprocess(image, bundle.preprocess))[None]
-    scores = specialize(bundle, labels).scores(bundle, tensor)
-    return {
-        label: (score, match)
-        for label, score, match in zip(labels, scores.softmax[0].tolist(), scores.match[0].tolist(), strict=True)
-    }
-
-
-def check_predictions(found: tuple[Prediction, ...] | None, expected: dict[str, tuple[float, float]]) -> None:
-    assert found is not None
-    assert {p.label for p in found} == set(expected)
-    for prediction in found:
-        score, match = expected[prediction.label]
-        assert prediction.score == pytest.approx(score, abs=1e-5)  # fused and per-image norms round differently
-        assert prediction.match == pytest.approx(match, abs=1e-5)
-    assert [p.score for p in found] == sorted((p.score for p in found), reverse=True)
 
 
 def test_a_task_is_made_once_and_classifies_as_the_model_does(client: ServingClient, bundle: Bundle) -> None:
@@ -291,21 +200,3 @@ def retried(call: Any) -> Any:
 def test_a_second_service_on_the_same_cluster_is_refused(base_url: str, config: ServingConfig) -> None:
     with pytest.raises(BadInputError, match="runs a service already"), running(config):
         pass
-
-
-def test_tasks_survive_a_restart(service: Service, client: ServingClient, config: ServingConfig, bundle: Bundle) -> None:
-    # last in this module: it ends the service the others use
-    labels = ["sun", "moon"]
-    task = client.create_task(labels)
-    service.stack.close()
-    with (
-        socket.create_server(("127.0.0.1", 0)) as taken,
-        pytest.raises(BadInputError, match="cannot listen"),
-        running(config.rebuilt(port=taken.getsockname()[1])),
-    ):
-        pass
-    with running(config) as url, ServingClient(url) as again:
-        answer = again.classify(task.task_id, [picture(3)])
-        check_predictions(answer.results[0].predictions, expected_scores(bundle, labels, picture(3)))
-        assert answer.timings_ms.specialize is None  # it was read, not made again
-        assert again.create_task(labels).cached
