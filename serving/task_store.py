@@ -11,15 +11,12 @@ Every address follows from the content: writing the same thing twice, or at the 
 import tempfile
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from infra import storage
 from infra.errors import BadInputError, CorruptArtefactError, HyperClipError
 from serving.task_record import TaskRecord, is_task_id, specialization_id, task_id
 from training.bundle import Bundle
-from training.specialize import TASK_NAME, SpecializedEncoder, load_specialized, save_specialized
+from training.specialize import ENCODER_NAME, TASK_NAME, SpecializedEncoder, load_specialized, save_specialized
 
-ENCODER_NAME = "encoder.safetensors"
 PACKAGE_NAME = "package.zip"
 
 
@@ -85,7 +82,7 @@ class TaskStore:
                 for name in (ENCODER_NAME, TASK_NAME):
                     (Path(folder) / name).write_bytes(storage.read_bytes(self._encoder_uri(task, specialization, name)))
                 return load_specialized(Path(folder), bundle)
-        except (BadInputError, CorruptArtefactError, SafetensorError, KeyError, ValueError) as error:
+        except (BadInputError, CorruptArtefactError) as error:
             raise NotSpecializedError(f"no encoder {specialization} for task {task}: {error}") from error
 
     def put_package(self, task: str, specialization: str, package: bytes) -> None:

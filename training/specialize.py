@@ -4,6 +4,7 @@ What comes out is small (a delta and the label features) and needs neither of th
 Shapes: C labels, K templates, D embedding, P generated values.
 """
 
+import hashlib
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +13,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from infra import storage
@@ -26,18 +26,26 @@ from training.score import Scores, class_scores
 from training.tokenizer import CONTEXT_LENGTH, Tokenizer
 
 TASK_NAME = "task.json"
+ENCODER_NAME = "encoder.safetensors"
 MAX_LABEL_CHARACTERS = 300
 MAX_TEMPLATES = 100
 TEXT_BATCH = 256
 
 
 class SpecializedTask(StrictModel):
-    """`task.json`: what the encoder was specialized for, and by which model."""
+    """What an encoder was specialized for, and by which model."""
 
     schema_version: Literal[1] = 1
     labels: tuple[str, ...]
     templates: tuple[str, ...]
     bundle_digest: str
+
+
+class StoredTask(SpecializedTask):
+    """`task.json`: the same, and the encoder that belongs to it."""
+
+    encoder_sha256: str
+    """Of `encoder.safetensors`."""
 
 
 @dataclass(frozen=True)
@@ -148,13 +156,20 @@ def encode_texts(bundle: Bundle, texts: Sequence[str]) -> Tensor:
 
 
 def save_specialized(encoder: SpecializedEncoder, folder: Path, bundle: Bundle) -> None:
-    """Write `encoder.safetensors`, with the delta by parameter name, and last `task.json`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `encoder.safetensors`, with the delta by parameter name, and last `task.json` with its hash.
+
+    Raises:
+        BadInputError: the folder has something in it.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadInputError(f"{folder} exists and is not an empty folder; an encoder gets a folder of its own")
     named = bundle.model.image_encoder.layout.split(encoder.delta)
     tensors = {f"delta.{name}": value.clone() for name, value in named.items()}
     tensors |= {"text_features": encoder.text_features, "logit_scale": encoder.logit_scale, "logit_bias": encoder.logit_bias}
-    save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, folder / "encoder.safetensors")
-    storage.write_atomic(str(folder / TASK_NAME), encoder.task.model_dump_json(indent=1))
+    data = save({name: value.cpu().contiguous() for name, value in tensors.items()})
+    stored = StoredTask(**encoder.task.model_dump(), encoder_sha256=hashlib.sha256(data).hexdigest())
+    storage.write_atomic(str(folder / ENCODER_NAME), data)
+    storage.write_atomic(str(folder / TASK_NAME), stored.model_dump_json(indent=1))
 
 
 def load_specialized(folder: Path, bundle: Bundle) -> SpecializedEncoder:
@@ -162,30 +177,30 @@ def load_specialized(folder: Path, bundle: Bundle) -> SpecializedEncoder:
 
     Raises:
         BadInputError: nothing finished there, or it was made by another model.
-        CorruptArtefactError: `encoder.safetensors` is missing, damaged, or not of this task.
+        CorruptArtefactError: `task.json` is none, or `encoder.safetensors` is not the file it belongs to.
     """
     uri = str(folder / TASK_NAME)
     if not storage.exists(uri):
         raise BadInputError(f"{folder} holds no {TASK_NAME}: no specialized encoder, or one that was not finished")
     storage.check_schema_version(uri, newest=1)
-    task = storage.read_model(uri, SpecializedTask)
-    if task.bundle_digest != bundle.digest:
+    stored = storage.read_model(uri, StoredTask)
+    if stored.bundle_digest != bundle.digest:
         raise BadInputError(
-            f"{folder} was made by model {task.bundle_digest[:12]}, not by {bundle.digest[:12]}; specialize again"
+            f"{folder} was made by model {stored.bundle_digest[:12]}, not by {bundle.digest[:12]}; specialize again"
         )
-    path = folder / "encoder.safetensors"
-    try:
-        tensors = load_file(path)
-        delta = {name.removeprefix("delta."): value for name, value in tensors.items() if name.startswith("delta.")}
-        encoder = SpecializedEncoder(
-            task=task,
-            text_features=tensors["text_features"],
-            delta=bundle.model.image_encoder.layout.join(delta),
-            logit_scale=tensors["logit_scale"],
-            logit_bias=tensors["logit_bias"],
+    path = folder / ENCODER_NAME
+    data = path.read_bytes() if path.is_file() else b""
+    if (found := hashlib.sha256(data).hexdigest()) != stored.encoder_sha256:
+        raise CorruptArtefactError(
+            f"{path} is missing or damaged: its sha256 is {found[:12]}, {TASK_NAME} says {stored.encoder_sha256[:12]}; "
+            "specialize again"
         )
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise CorruptArtefactError(f"{path} is missing or damaged: {error}") from error
-    if encoder.text_features.shape != (len(task.labels), bundle.model.config.text.embed_dim):
-        raise CorruptArtefactError(f"{path} has features {tuple(encoder.text_features.shape)} for {len(task.labels)} labels")
-    return encoder
+    tensors = load(data)
+    delta = {name.removeprefix("delta."): value for name, value in tensors.items() if name.startswith("delta.")}
+    return SpecializedEncoder(
+        task=SpecializedTask(**stored.model_dump(exclude={"encoder_sha256"})),
+        text_features=tensors["text_features"],
+        delta=bundle.model.image_encoder.layout.join(delta),
+        logit_scale=tensors["logit_scale"],
+        logit_bias=tensors["logit_bias"],
+    )

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from infra.errors import BadInputError, CorruptArtefactError
@@ -125,19 +124,25 @@ def test_an_unfinished_newer_or_damaged_encoder_is_refused(bundle: Bundle, tmp_p
         load_specialized(tmp_path, bundle)
     task.write_text(text)
     path = tmp_path / "encoder.safetensors"
-    tensors = load_file(path)
-    save_file({**tensors, "text_features": tensors["text_features"][:2].clone()}, path)
-    with pytest.raises(CorruptArtefactError, match=r"encoder\.safetensors has features \(2, 32\) for 4 labels"):
-        load_specialized(tmp_path, bundle)
-    save_file({name: value for name, value in tensors.items() if name != "delta.bn1.weight"}, path)
-    with pytest.raises(CorruptArtefactError, match=r"encoder\.safetensors is missing or damaged: .*bn1\.weight"):
-        load_specialized(tmp_path, bundle)
-    path.write_bytes(b"\0" * 100)
-    with pytest.raises(CorruptArtefactError, match=r"encoder\.safetensors is missing or damaged"):
-        load_specialized(tmp_path, bundle)
+    data = path.read_bytes()
+    one_bit = bytearray(data)
+    one_bit[-1] ^= 1
+    swapped = tmp_path / "swapped"
+    save_specialized(specialize(bundle, LABELS[:2]), swapped, bundle)  # whole, and of another task
+    for damaged in (bytes(one_bit), data[:-1], b"", (swapped / "encoder.safetensors").read_bytes()):
+        path.write_bytes(damaged)
+        with pytest.raises(CorruptArtefactError, match=r"missing or damaged: its sha256 is .*specialize again"):
+            load_specialized(tmp_path, bundle)
     path.unlink()
     with pytest.raises(CorruptArtefactError, match=r"encoder\.safetensors is missing or damaged"):
         load_specialized(tmp_path, bundle)
+
+
+def test_an_encoder_overwrites_nothing(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(BadInputError, match="not an empty folder"):
+        save_specialized(specialize(bundle, LABELS), tmp_path, bundle)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 _MEMORY = """
