@@ -94,8 +94,9 @@ def classify(
     with opened_bundle(model, tracking_uri=tracking_uri) as bundle:
         encoder = make(bundle, _labels(labels), templates)
         for path in images:
+            data = _read(path)
             try:
-                picture = torch.from_numpy(preprocess(_read(path), bundle.preprocess))
+                picture = torch.from_numpy(preprocess(data, bundle.preprocess))
             except BadInputError as error:
                 raise BadInputError(f"{path}: {error}") from error
             scores = encoder.scores(bundle, picture[None])
