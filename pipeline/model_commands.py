@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -12,12 +12,20 @@ from rich.table import Table
 from infra.errors import BadInputError
 from pipeline.console import out
 
+if TYPE_CHECKING:
+    from training.bundle import Bundle
+    from training.specialize import SpecializedEncoder
+
 model_app = typer.Typer()
 
 Model = Annotated[str, typer.Argument(help="A bundle folder, models:/NAME@champion, or models:/NAME/VERSION", metavar="MODEL")]
 ModelName = Annotated[str, typer.Argument(help="Registered model", metavar="NAME")]
 TrackingUri = Annotated[str | None, typer.Option(help="MLflow to look the model up in; default MLFLOW_TRACKING_URI")]
 Labels = Annotated[str, typer.Option(help="Class names with commas between, or @FILE with one a line")]
+LabelsOrNone = Annotated[str | None, typer.Option("--labels", help="Class names with commas between, or @FILE with one a line")]
+EncoderFolder = Annotated[
+    Path | None, typer.Option("--encoder", help="In place of --labels: what `hyperclip specialize` wrote", metavar="FOLDER")
+]
 Templates = Annotated[
     list[str] | None, typer.Option("--template", help='A text with {} for the name, "a photo of a {}"; may be repeated')
 ]
@@ -77,7 +85,8 @@ def specialize(
 def classify(
     model: Model,
     images: Annotated[list[Path], typer.Argument(help="JPEG, PNG or WebP files", metavar="IMAGE...")],
-    labels: Labels,
+    labels: LabelsOrNone = None,
+    encoder_folder: EncoderFolder = None,
     templates: Templates = None,
     top_k: Annotated[int, typer.Option(min=1, help="Labels shown for each picture")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs")] = False,
@@ -88,11 +97,10 @@ def classify(
 
     from pipeline.model_source import opened_bundle
     from training.preprocess import preprocess
-    from training.specialize import specialize as make
 
     table = Table("picture", "label", "score", "match", box=None, header_style="bold")
     with opened_bundle(model, tracking_uri=tracking_uri) as bundle:
-        encoder = make(bundle, _labels(labels), templates)
+        encoder = _encoder(bundle, labels, templates, encoder_folder)
         for path in images:
             data = _read(path)
             try:
@@ -122,24 +130,41 @@ def classify(
 @model_app.command(rich_help_panel=USE)
 def export(
     model: Model,
-    labels: Labels,
     output: Annotated[Path, typer.Option(help="New folder for the package", metavar="FOLDER")],
+    labels: LabelsOrNone = None,
+    encoder_folder: EncoderFolder = None,
     templates: Templates = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Write a specialized encoder as an ONNX package for a device; refused unless it computes what the model does."""
     from pipeline.model_source import opened_bundle
     from training.export import export_package
-    from training.specialize import specialize as make
 
     with opened_bundle(model, tracking_uri=tracking_uri) as bundle:
-        report = export_package(bundle, make(bundle, _labels(labels), templates), output)
+        report = export_package(bundle, _encoder(bundle, labels, templates, encoder_folder), output)
     out.print(
         f"{report.num_labels} labels, {report.model_bytes / 1e6:.1f} MB in {output}; how to use it: {output / 'README.md'}"
     )
 
 
 # ---- common ----------------------------------------------------------------------------------------------------
+
+
+def _encoder(bundle: "Bundle", labels: str | None, templates: list[str] | None, folder: Path | None) -> "SpecializedEncoder":
+    """Made for the labels, or read from a folder.
+
+    Raises:
+        BadInputError: both are given, or neither is.
+    """
+    from training.specialize import load_specialized, specialize
+
+    if folder is not None and (labels is not None or templates):
+        raise BadInputError("--encoder has its labels and templates already; give it alone, or --labels in its place")
+    if folder is not None:
+        return load_specialized(folder, bundle)
+    if labels is None:
+        raise BadInputError("which classes? Give --labels, or --encoder with a folder that `hyperclip specialize` wrote")
+    return specialize(bundle, _labels(labels), templates)
 
 
 def _labels(text: str) -> list[str]:
