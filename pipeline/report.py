@@ -56,8 +56,8 @@ def write_report(
 def _funnel(name: str, records: Mapping[str, StepRecord]) -> dict[str, Any]:
     """From rows of the list to samples in shards, with every loss by reason."""
     download, curate = records[f"download-{name}"].facts, records[f"curate-{name}"].facts
-    lost = [("failed", reason, count) for reason, count in sorted(download["failed"].items())]
-    lost += [("dropped", reason, count) for reason, count in sorted(curate["dropped"].items())]
+    lost = [("failed", reason, count) for reason, count in _most_first(download["failed"])]
+    lost += [("dropped", reason, count) for reason, count in _most_first(curate["dropped"])]
     return {
         "name": name,
         "requested": download["requested"],
@@ -66,6 +66,10 @@ def _funnel(name: str, records: Mapping[str, StepRecord]) -> dict[str, Any]:
         "samples": records[f"shard-{name}"].facts["samples"],
         "lost": lost,
     }
+
+
+def _most_first(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
 
 
 def _curves(metrics: list[dict[str, float]]) -> Any:

@@ -131,12 +131,12 @@ def strike(
 
 def outcome(workspace: Workspace) -> dict[str, Any]:
     """The result of a run, without times, addresses and ids."""
-    kept = ("manifest.json", "bundle.json", "evaluation.json", "predictions.json", "model.onnx", "labels.json", "metrics.jsonl")
+    kept = ("manifest.json", "bundle.json", "evaluation.json", "predictions.json", "model.onnx", "labels.json")
     files = {
         f"{entry.step.name}/{path.relative_to(entry.output_uri)}": _sha256(path)
         for entry in workspace.planned
         for path in sorted(Path(entry.output_uri).rglob("*"))
-        if path.name in kept and path.name != "metrics.jsonl"
+        if path.name in kept
     }
     losses = [
         (record["step"], record["loss"])
@@ -217,6 +217,7 @@ def _say(text: str) -> None:
 def main() -> int:
     arguments = chaos_arguments(__doc__ or "", count=len(STRUCK_STEPS), quick_count=2)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through the `finally` that end the run and remove its folder
     rng = random.Random(arguments.seed)
     problems: list[str] = []
     struck: Counter[str] = Counter()
