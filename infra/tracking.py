@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from pydantic import Field
 
 from infra.config import StrictModel
-from infra.errors import BadInputError
+from infra.errors import BadInputError, HyperClipError
 
 CANDIDATE = "candidate"
 CHAMPION = "champion"
@@ -57,10 +57,15 @@ class MetricRow(NamedTuple):
     step: int
 
 
+class TrackingUnavailableError(HyperClipError):
+    """MLflow does not answer, or does not let us in."""
+
+
 class Tracker:
     """Runs, metrics and registered models of one experiment."""
 
     def __init__(self, config: TrackingConfig) -> None:
+        """Raises TrackingUnavailableError when MLflow cannot be used; MLflow itself tries for minutes before."""
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -72,12 +77,16 @@ class Tracker:
         mlflow.set_tracking_uri(config.uri)
         self.config = config
         self._client = mlflow.MlflowClient(tracking_uri=config.uri)
-        experiment = self._client.get_experiment_by_name(config.experiment)
-        self.experiment_id = (
-            experiment.experiment_id
-            if experiment
-            else self._client.create_experiment(config.experiment, artifact_location=config.artifact_uri)
-        )
+        try:
+            experiment = self._client.get_experiment_by_name(config.experiment)
+            self.experiment_id = (
+                experiment.experiment_id
+                if experiment
+                else self._client.create_experiment(config.experiment, artifact_location=config.artifact_uri)
+            )
+        except mlflow.exceptions.MlflowException as error:
+            reason = str(error).strip().splitlines()[0]
+            raise TrackingUnavailableError(f"MLflow at {config.uri} cannot be used: {reason}") from error
 
     def start_run(self, name: str, *, parent_run_id: str | None = None, params: Mapping[str, Any] | None = None) -> str:
         """Create a run, a child when `parent_run_id` is given; returns its id."""

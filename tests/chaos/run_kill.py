@@ -7,7 +7,6 @@ Half the kills hit the driver alone, half its whole process group.  Linux only: 
 """
 
 import hashlib
-import json
 import logging
 import os
 import random
@@ -28,6 +27,7 @@ from pipeline.config import RunConfig, load_run_config
 from pipeline.runner import plan
 from pipeline.steps import RECORD_NAME, PlannedStep, StepRecord
 from tests.result import chaos_arguments, chaos_result, environment, measure
+from training.metrics_log import read_metrics
 
 CONFIG = Path(__file__).parents[2] / "pipeline" / "configs" / "quickstart.yaml"
 STRUCK_STEPS = ("download-train", "curate-train", "shard-train", "train", "evaluate", "register", "export", "serve")
@@ -138,10 +138,7 @@ def outcome(workspace: Workspace) -> dict[str, Any]:
         for path in sorted(Path(entry.output_uri).rglob("*"))
         if path.name in kept
     }
-    losses = [
-        (record["step"], record["loss"])
-        for record in map(json.loads, (workspace.folder_of("train") / "metrics.jsonl").read_bytes().splitlines())
-    ]
+    losses = [(record["step"], record["loss"]) for record in read_metrics(str(workspace.folder_of("train")))]
     folders = sorted(path.name for path in workspace.folder.iterdir() if path.is_dir())
     return {"files": files, "losses": losses, "folders": folders, **_tracked(workspace)}
 
@@ -153,10 +150,12 @@ def _tracked(workspace: Workspace) -> dict[str, Any]:
     client = mlflow.MlflowClient(tracking_uri=workspace.config.resolved_tracking.uri)
     experiment = client.get_experiment_by_name(workspace.config.resolved_tracking.experiment)
     runs = client.search_runs([experiment.experiment_id])
+    training = next(run.info.run_id for run in runs if run.info.run_name == "train")
     (model,) = client.search_registered_models()
     versions = client.search_model_versions(f"name = '{model.name}'")
     return {
         "runs": sorted((run.info.run_name, run.info.status) for run in runs),
+        "metrics": sorted((row.step, row.value) for row in client.get_metric_history(training, "loss")),
         "logged_models": [str(logged.status) for logged in client.search_logged_models([experiment.experiment_id])],
         "versions": [(version.version, dict(version.tags)) for version in versions],
         "aliases": dict(model.aliases),

@@ -8,7 +8,7 @@ import pytest
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from infra.errors import BadInputError
-from infra.tracking import CANDIDATE, CHAMPION, ModelVersion, Tracker
+from infra.tracking import CANDIDATE, CHAMPION, ModelVersion, Tracker, TrackingConfig, TrackingUnavailableError
 
 pytestmark = pytest.mark.integration
 
@@ -223,3 +223,11 @@ def test_a_server_that_cannot_be_reached_is_not_an_absent_model(tracker: Tracker
     for ask in (lambda: tracker.version_of("m", CHAMPION), lambda: tracker.version("m", "1"), lambda: tracker.resume_run("a")):
         with pytest.raises(mlflow.exceptions.MlflowException, match="connection refused"):
             ask()
+
+
+def test_a_store_that_does_not_answer_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # each retry waits twice as long as the one before
+    before = mlflow.get_tracking_uri()
+    with pytest.raises(TrackingUnavailableError, match=r"^MLflow at http://127.0.0.1:9 cannot be used: .+$"):
+        Tracker(TrackingConfig(uri="http://127.0.0.1:9"))
+    mlflow.set_tracking_uri(before)
