@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -139,7 +140,8 @@ def outcome(workspace: Workspace) -> dict[str, Any]:
         if path.name in kept
     }
     losses = [(record["step"], record["loss"]) for record in read_metrics(str(workspace.folder_of("train")))]
-    folders = sorted(path.name for path in workspace.folder.iterdir() if path.is_dir())
+    # one folder a step; the hashes of those that read the tracking address differ between workspaces
+    folders = sorted(re.sub(r"-[0-9a-f]{12}$", "", path.name) for path in workspace.folder.iterdir() if path.is_dir())
     return {"files": files, "losses": losses, "folders": folders, **_tracked(workspace)}
 
 
