@@ -17,6 +17,10 @@ NAMED_SAMPLES = 5
 """Samples of a bad step that are named, per rank."""
 
 
+class StoppedError(HyperClipError):
+    """A rank had to stop for a reason that may pass, such as a store that did not take a checkpoint: worth another attempt."""
+
+
 class HealthWindow:
     """The steps since the last check."""
 
@@ -47,14 +51,15 @@ class HealthWindow:
             problem: why this rank cannot go on, for a reason of its own.
 
         Raises:
-            HyperClipError: a loss or a gradient was not finite, or a rank has a problem.
+            HyperClipError: a loss or a gradient was not finite.
+            StoppedError: a rank has a problem.
         """
         failed = torch.tensor(float(problem is not None), device=self._device)
         notes = _all_ranks(torch.stack([*self._losses, *self._grad_norms, failed]))  # (R, 2W + 1)
         losses, grad_norms, failures = notes.cpu().split([len(self._losses), len(self._losses), 1], dim=1)
         if bool(failures.any()):
             ranks = [rank for rank, found in enumerate(failures[:, 0].tolist()) if found]
-            raise HyperClipError(problem or f"rank {ranks[0]} had to stop; its log says why")
+            raise StoppedError(problem or f"rank {ranks[0]} had to stop; its log says why")
         finite = torch.isfinite(losses) & torch.isfinite(grad_norms)  # (R, W)
         if not bool(finite.all()):
             self._refuse(losses, grad_norms, finite)

@@ -15,6 +15,7 @@ import torch
 from infra import storage
 from infra.errors import HyperClipError
 from training.config import TrainRequest, WorkersConfig, world_sizes
+from training.health import StoppedError
 from training.launch import COLLECTIVE_TIMEOUT
 from training.loop import train
 
@@ -45,7 +46,9 @@ def train_on_ray(request: TrainRequest, *, progress: Progress) -> None:
             break
         causes = _causes(error)
         for cause in causes:
-            if isinstance(cause, HyperClipError):  # the data, the configuration or the numbers: it would happen again
+            if isinstance(cause, HyperClipError) and not isinstance(
+                cause, StoppedError
+            ):  # the data, the configuration or the numbers: it would happen again
                 raise cause from error
         failures += 1
         reason = "; ".join(dict.fromkeys(_one_line(cause) for cause in causes))
