@@ -65,6 +65,10 @@ def once_at(step: int, act: Callable[[], None]) -> tuple[Callable[[int, dict[str
     return progress, seen
 
 
+def ignore(step: int, metrics: dict[str, float]) -> None:
+    pass
+
+
 def kill_a_worker() -> None:
     workers = [
         child for child in psutil.Process().children(recursive=True) if re.search("RayTrainWorker", " ".join(child.cmdline()))
@@ -74,7 +78,7 @@ def kill_a_worker() -> None:
 
 def test_a_killed_worker_costs_no_bit(shards: Path, tmp_path: Path, two_cpus: None, caplog: pytest.LogCaptureFixture) -> None:
     undisturbed, killed = make_request(shards, tmp_path / "undisturbed"), make_request(shards, tmp_path / "killed")
-    train_on_ray(undisturbed, progress=lambda step, metrics: None)
+    train_on_ray(undisturbed, progress=ignore)
     progress, steps = once_at(KILL_AT, kill_a_worker)
     train_on_ray(killed, progress=progress)
     assert "starts again (1 of 1)" in caplog.text
@@ -95,7 +99,7 @@ def test_damaged_data_ends_the_run_at_once(
     data = (damaged / "0.tar").read_bytes()
     (damaged / "0.tar").write_bytes(data[: len(data) // 2])
     with pytest.raises(CorruptArtefactError, match=r"0\.tar"):
-        train_on_ray(make_request(damaged, tmp_path / "out", max_failures=5), progress=lambda step, metrics: None)
+        train_on_ray(make_request(damaged, tmp_path / "out", max_failures=5), progress=ignore)
     assert "starts again" not in caplog.text
 
 
