@@ -106,10 +106,11 @@ class TrainConfig(StrictModel):
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 computes under autocast; parameters, norms and moments stay fp32."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """DeepSpeed ZeRO stage."""
+    """DeepSpeed ZeRO stage: what the workers share out between them: 1 the moments, 2 gradients too, 3 parameters too.  The
+    numbers are the same.  On one worker there is nothing to share and 0 is fastest."""
     recompute_activations: bool = False
     """Activation checkpointing: keep only what goes between the stages of the image trunk and the blocks of the transformers,
-    and compute the rest again in the backward pass.  The same numbers, about a third more time, far less memory."""
+    and compute the rest again in backward.  The same numbers, a third of the memory (B0), the time of another forward pass."""
     templates: tuple[str, ...] = ("{}",)
     """Texts a caption is put into, one drawn per sample; a label's feature at test time is the mean over all."""
     source_weights: dict[str, PositiveFloat] = Field(default_factory=dict)

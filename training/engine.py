@@ -2,6 +2,10 @@
 
 The only file that imports DeepSpeed, and only inside the worker.  Its configuration is built here, from ours.  Its own
 checkpoints are never used: loading them unpickles.
+
+bf16 is autocast over fp32 parameters rather than DeepSpeed's own bf16: masters, moments, norms, logit scale and running
+statistics are then fp32 in every stage without a list of exceptions, and a checkpoint means the same in both precisions.
+The price is a gradient exchange in fp32 and a cast of the weights a step, small beside the activations of these models.
 """
 
 import os
@@ -50,7 +54,7 @@ class Engine:
             lr=config.optimizer.learning_rate,
             betas=config.optimizer.betas,
             eps=config.optimizer.eps,
-            foreach=True,
+            fused=True,  # one pass over the memory and no temporary tensors, on CPUs too
         )
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=objective, optimizer=optimizer, config=deepspeed_config(config, dist.get_world_size())
@@ -161,7 +165,9 @@ class Engine:
         else:
             flats = [flat for group in inner.param_groups for flat in group["params"]]
         for flat in flats:
-            inner.state[flat] = {"step": torch.tensor(float(optimizer_step))} | {key: torch.zeros_like(flat) for key in MOMENTS}
+            inner.state[flat] = {"step": torch.tensor(float(optimizer_step), device=flat.device)} | {
+                key: torch.zeros_like(flat) for key in MOMENTS
+            }
         if self._stage in (1, 2):
             self._optimizer._hp_optimizer_states_linked = False
             self._optimizer._lazy_init_hp_params_optimizer_state()  # there is no public call for it

@@ -98,20 +98,13 @@ def test_two_ranks_train_and_resume_like_one(shards: Path, one_rank: TrainReques
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4 * max(1.0, value.abs().max().item()), msg=name)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"contrastive_batch_size": 25}, "contrastive_batch_size=25 is not a multiple of the 2 workers"),
-        ({"num_stepz": 3}, "config.num_stepz: Extra inputs are not permitted"),
-    ],
-)
-def test_a_wrong_request_fails_with_its_reason(shards: Path, tmp_path: Path, change: dict[str, int], message: str) -> None:
+def test_a_wrong_request_fails_with_its_reason(shards: Path, tmp_path: Path) -> None:
     file = write_request(make_request(shards, tmp_path / "out"))
     content = json.loads(file.read_text())
-    content["config"] |= change
+    content["config"]["num_stepz"] = 3
     file.write_text(json.dumps(content))
     run = torchrun(file)
     _, errors = run.communicate()
     assert run.returncode == 1  # torchrun's own; the worker's status is in its report
-    assert message in errors
+    assert "config.num_stepz: Extra inputs are not permitted" in errors
     assert "exitcode  : 2" in errors

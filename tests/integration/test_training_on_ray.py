@@ -76,6 +76,7 @@ def kill_a_worker() -> None:
     os.kill(workers[-1].pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_no_bit(shards: Path, tmp_path: Path, two_cpus: None, caplog: pytest.LogCaptureFixture) -> None:
     undisturbed, killed = make_request(shards, tmp_path / "undisturbed"), make_request(shards, tmp_path / "killed")
     train_on_ray(undisturbed, progress=ignore)
