@@ -97,10 +97,10 @@ def save_checkpoint(folder_uri: str, state: TrainState, full: FullState) -> Chec
     for part in PARTS:
         with storage.staged_file(storage.join(uri, f"{part}.safetensors")) as path:
             save_file(getattr(full, part), path)  # straight from the tensors' memory: no second copy of the state
-            files[f"{part}.safetensors"] = _describe(path)
+            files[f"{part}.safetensors"] = describe_file(path)
     with storage.staged_file(storage.join(uri, STATE)) as path:
         path.write_text(state.model_dump_json(indent=1))
-        files[STATE] = _describe(path)
+        files[STATE] = describe_file(path)
     marker = CheckpointMarker(files=files, digest=_digest(files))
     storage.write_atomic(storage.join(uri, MARKER), marker.model_dump_json(indent=1))
     return CheckpointManifest(uri=uri, state=state, files=files, digest=marker.digest)
@@ -205,7 +205,8 @@ def _is_whole(uri: str) -> bool:
     return all(storage.exists(path) and storage.size(path) == marker.files[name].bytes for name, path in paths.items())
 
 
-def _describe(path: Path) -> CheckpointFile:
+def describe_file(path: Path) -> CheckpointFile:
+    """What a marker says of a file."""
     with path.open("rb") as file:
         return CheckpointFile(bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
 
@@ -215,7 +216,7 @@ def _verify(uri: str, path: Path, expected: CheckpointFile) -> None:
         raise CorruptArtefactError(f"{uri} is missing")
     if (found := path.stat().st_size) != expected.bytes:
         raise CorruptArtefactError(f"{uri} has {found:,} bytes, {expected.bytes:,} were written")
-    if _describe(path).sha256 != expected.sha256:
+    if describe_file(path).sha256 != expected.sha256:
         raise CorruptArtefactError(f"{uri} has changed since it was written (sha256 differs)")
 
 
