@@ -99,7 +99,7 @@ class RunSender:
         """Everything there is to send.  Raises whatever the store raises; what was sent until then stays sent."""
         if self._store is None:
             # our own waits are enough: MLflow's would hold the thread for minutes after the server is back
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
             store = self._connect()
             self._known = store.logged_steps(self._run_id)
