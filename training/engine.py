@@ -123,6 +123,9 @@ class Engine:
 
         if self._stage == 0:
             return parameter if key is None else self._optimizer.state[parameter][key]
+        if self._stage < 3 and dist.get_world_size() == 1:  # this rank's part is the whole, to be had without a copy
+            own: Tensor = parameter._hp_mapping.get_hp_fragment(key)  # type: ignore[attr-defined]
+            return own.view(parameter.shape)
         return safe_get_full_fp32_param(parameter) if key is None else safe_get_full_optimizer_state(parameter, key)
 
     def _set(self, parameter: nn.Parameter, value: Tensor, key: str | None = None) -> None:
