@@ -42,9 +42,9 @@ class Checkpointer:
     def __enter__(self) -> "Checkpointer":
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *exit_info: object) -> None:
         self._thread.shutdown(wait=True)
-        if error[0] is not None and (problem := self.problem):
+        if (problem := self.problem) and problem not in str(exit_info[1]):
             logger.error("%s", problem)  # the run ends with another error; this one is not lost
 
     @property

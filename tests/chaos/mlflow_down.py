@@ -149,7 +149,6 @@ def measured(server: MlflowServer, folder: Path, rng: random.Random, *, count: i
     manifests = len(tracker.artifact_names(run_id, "checkpoints"))
     whole, down = training.since(began, ended), [training.since(*outage) for outage in outages]
     down_total, down_tracking = sum(times.total_s for times in down), sum(times.tracking_s for times in down)
-    up_steps = training.since(began, outages[0][0]).step_s
     return chaos_result(
         "mlflow_down",
         injected=len(outages),
@@ -163,7 +162,11 @@ def measured(server: MlflowServer, folder: Path, rng: random.Random, *, count: i
             "values_doubled": measure(doubled, goal=("<=", 0)),
             "checkpoint_manifests": measure(manifests),
         },
-        step_seconds={"server up": spread(up_steps), "server down": spread([s for times in down for s in times.step_s])},
+        step_seconds={
+            "before": spread(training.since(began, outages[0][0]).step_s),
+            "server down": spread([length for times in down for length in times.step_s]),
+            "after": spread(training.since(outages[-1][1], ended).step_s),
+        },
         seed=seed,
         **environment("mlflow", "torch", "tenacity"),
     )

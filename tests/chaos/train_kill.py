@@ -115,7 +115,7 @@ def kill_once(request: TrainRequest, rng: random.Random, tally: Tally) -> None:
     process.wait()
     tally.kills += 1
     torn = [step_of(uri) for uri in list_checkpoints(str(checkpoints)) if not whole(uri)]
-    tally.torn_checkpoints += bool(torn)
+    tally.torn_checkpoints += strike_at is writing and bool(torn)  # an older torn one may still be there
     print(f"  {output.name}: killed after {len(losses(output))} steps, torn: {torn or 'none'}", file=sys.stderr, flush=True)
 
 
