@@ -45,6 +45,19 @@ def test_how_it_is_computed_changes_nothing() -> None:
     assert addresses() == addresses("training.workers.num_workers=2", "cluster.num_cpus=2", "training.loader_workers=0")
 
 
+def test_how_it_is_watched_changes_nothing_but_what_must_be_there_first() -> None:
+    watched = load_run_config(QUICKSTART, ("training.evaluation.every_steps=200",))
+    assert {entry.step.name: entry.hash for entry in plan(watched)} == addresses()
+    steps = [entry.step for entry in plan(watched)]
+    assert next(step for step in steps if step.name == "train").watches == ("shard-evaluation",)
+    assert [step.name for step in steps].index("shard-evaluation") < [step.name for step in steps].index("train")
+
+
+def test_evaluations_follow_checkpoints() -> None:
+    with pytest.raises(BadInputError, match=r"evaluation\.every_steps=150 is not a multiple of checkpoint\.every_steps=100"):
+        load_run_config(QUICKSTART, ("training.evaluation.every_steps=150",))
+
+
 def test_plan_changes_nothing(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["plan", str(QUICKSTART), "--set", f"workspace={tmp_path}/w"])
     assert result.exit_code == 0, result.output
