@@ -1,21 +1,21 @@
 """One contrastive batch through the whole model, on any number of ranks, to one loss.
 
-Every unique text that the step needs is encoded once, on the rank it is dealt to, and so is every conditioning set.  From there
-the features take two ways, chosen by who needs them:
+Every unique caption is encoded once, on the rank it is dealt to, and every conditioning set goes through the hypernetwork once.
+From there the text features take two ways, chosen by who needs them:
 
-- The *loss* needs each text once on every rank and can forget it: the features travel round a ring (training/ring_loss.py), so
-  that no rank holds those of the whole batch.
-- A *conditioning set* needs all its names at once, wherever they lie: the features of names, and of nothing else, are gathered
-  with gradient.
+- The *loss* needs each text once on every rank and can forget it: the features travel round a ring (training/ring_loss.py).
+- A *conditioning set* needs all its names at once, wherever they lie: the captions that say them, and no others, are gathered
+  with gradient.  Before `start_step`, and for the SigLIP twin, that is next to nothing.
 
 Loss, gradients and statistics do not depend on the number of ranks.
-Shapes: B local batch, N = B x ranks, T unique texts, M names in sets, S texts of a rank, L tokens, G groups, C names in a set,
-D embedding, P generated values.
+Shapes: B local batch, N = B x ranks, T unique captions, S of them on a rank, M names in sets, L tokens, G groups, C names in a
+set, D embedding, P generated values.
 """
 
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.conditioning import ConditioningPlan, plan_conditioning
@@ -37,7 +37,7 @@ class LocalBatch:
     caption_tokens: Tensor
     """(B, 77) int64, what the loss pairs with the image."""
     name_tokens: Tensor
-    """(B, 77) int64, what a conditioning set says about the sample."""
+    """(B, 77) int64, what the sample is called: samples of the same name are one element of a conditioning set."""
     concept_ids: Tensor
     """(B,) int64; samples of the same concept are positives of each other."""
     topic_ids: Tensor
@@ -89,7 +89,7 @@ class ContrastiveObjective(nn.Module):
             name_index=samples.name_index,
             topic_ids=samples.topic_ids,
         )
-        texts = _needed_texts(samples, plan if self.model.hypernetwork else None)
+        texts = _arrange_texts(samples, plan.sets)
         text_features = self.model.encode_text(cut_to_longest(deal(texts.tokens)))  # (S, D)
         delta = self._generate(plan, texts, text_features)
         mine = slice(rank() * len(batch.images), (rank() + 1) * len(batch.images))
@@ -112,7 +112,7 @@ class ContrastiveObjective(nn.Module):
         """(G, P), zero rows where the condition is dropped; None for the twin."""
         if self.model.hypernetwork is None:
             return None
-        names = gather_dealt(text_features, texts.num_names)  # (M, D)
+        names = texts.mean_by_name(gather_dealt(text_features, texts.num_conditioning))  # (M, D)
         mask = None if bool(plan.mask.all()) else deal(plan.mask).to(names.device)
         delta = self.model.generate(names[deal(texts.sets)], mask)
         # multiplied, not skipped: every parameter takes part in every step, which data-parallel reduction relies on
@@ -123,12 +123,12 @@ class ContrastiveObjective(nn.Module):
 class _Samples:
     """What every rank knows of the samples of all; the images stay where they are."""
 
-    tokens: Tensor
-    """(T', L) unique captions and names."""
+    captions: Tensor
+    """(T, L) unique captions."""
     caption_index: Tensor
-    """(N,) rows of `tokens`."""
+    """(N,) rows of `captions`."""
     name_index: Tensor
-    """(N,) rows of `tokens`."""
+    """(N,) equal for samples of the same name."""
     concept_ids: Tensor
     topic_ids: Tensor
 
@@ -139,37 +139,58 @@ def _gather_samples(batch: LocalBatch) -> _Samples:
         [batch.caption_tokens, batch.name_tokens, batch.concept_ids[:, None], batch.topic_ids[:, None]], dim=1
     )  # one exchange instead of four
     packed = gather_values(packed)
-    both = torch.cat([packed[:, :width], packed[:, width : 2 * width]])
-    tokens, places = torch.unique(cut_to_longest(both), dim=0, return_inverse=True)
-    caption_index, name_index = places.chunk(2)
-    return _Samples(tokens, caption_index, name_index, concept_ids=packed[:, -2], topic_ids=packed[:, -1])
+    captions, caption_index = torch.unique(cut_to_longest(packed[:, :width]), dim=0, return_inverse=True)
+    _, name_index = torch.unique(cut_to_longest(packed[:, width : 2 * width]), dim=0, return_inverse=True)
+    return _Samples(captions, caption_index, name_index, concept_ids=packed[:, -2], topic_ids=packed[:, -1])
 
 
 @dataclass(frozen=True)
 class _Texts:
-    """The unique texts that a step encodes, names in sets first: see `deal`."""
+    """The unique captions of a batch, those whose names are in a conditioning set first, and how sets are made of them."""
 
     tokens: Tensor
     """(T, L)."""
     caption_index: Tensor
     """(N,) rows of `tokens`."""
+    num_conditioning: int
+    """How many of the captions say something in a set."""
     sets: Tensor
-    """(G, C) rows of `tokens`, all below `num_names`."""
-    num_names: int
+    """(G, C) numbers of names, 0 to M - 1."""
+    said_by: Tensor
+    """Captions of the samples of name 0, then of name 1, and so on; each below `num_conditioning`."""
+    starts: Tensor
+    """(M,) where each name begins in `said_by`."""
+
+    def mean_by_name(self, caption_features: Tensor) -> Tensor:
+        """(num_conditioning, D) -> (M, D) unit vectors.
+
+        A name is the renormalized mean over the captions that its samples drew, as a label is the mean over its templates when
+        the model is used; so no text is encoded for conditioning alone.
+        """
+        return F.normalize(F.embedding_bag(self.said_by, caption_features, self.starts, mode="mean"), dim=-1)
 
 
-def _needed_texts(samples: _Samples, plan: ConditioningPlan | None) -> _Texts:
-    """Captions and the names in sets; a name in no set is nobody's text.  Without a plan (the twin) there are no sets."""
-    device = samples.tokens.device
-    sets = torch.empty(0, 0, dtype=torch.int64, device=device) if plan is None else plan.sets.to(device)
-    in_set, is_caption = torch.zeros(2, len(samples.tokens), dtype=torch.bool, device=device)
-    in_set[sets.flatten()] = True
-    is_caption[samples.caption_index] = True
-    names = in_set.nonzero()[:, 0]
-    rows = torch.cat([names, (is_caption & ~in_set).nonzero()[:, 0]])  # (T,)
-    place = torch.empty(len(samples.tokens), dtype=torch.int64, device=device)
-    place[rows] = torch.arange(len(rows), device=device)
-    return _Texts(samples.tokens[rows], place[samples.caption_index], place[sets], len(names))
+def _arrange_texts(samples: _Samples, sets: Tensor) -> _Texts:
+    """Number names and captions anew, so that those in `sets` (G, C), which hold values of `name_index`, come first."""
+    device = samples.captions.device
+    names, sets = torch.unique(sets.to(device), return_inverse=True)
+    number = torch.full((len(samples.name_index),), -1, device=device)  # of each name; -1 in no set
+    number[names] = torch.arange(len(names), device=device)
+    sample_number = number[samples.name_index]  # (N,)
+    by_name = torch.argsort(sample_number, stable=True)[int((sample_number < 0).sum()) :]  # samples whose name is in a set
+    conditioning = torch.zeros(len(samples.captions), dtype=torch.bool, device=device)
+    conditioning[samples.caption_index[by_name]] = True
+    rows = torch.argsort(~conditioning, stable=True)  # (T,) captions, those that say something first
+    place = torch.argsort(rows)
+    caption_index = place[samples.caption_index]
+    return _Texts(
+        tokens=samples.captions[rows],
+        caption_index=caption_index,
+        num_conditioning=int(conditioning.sum()),
+        sets=sets,
+        said_by=caption_index[by_name],
+        starts=torch.searchsorted(sample_number[by_name], torch.arange(len(names), device=device)),
+    )
 
 
 def _group_delta(delta: Tensor | None, group_index: Tensor) -> GroupDelta | None:

@@ -135,11 +135,11 @@ def _add_texts(
 
     `rows` (n,) says which of the (S, D) text features each of the n texts is.
     """
-    text_grad = torch.zeros_like(text_features, dtype=torch.float32)
+    row_grad = torch.empty(len(rows), text_features.shape[1], dtype=torch.float32, device=text_features.device)
     for columns in _blocks(len(rows), block):
         y = text_features[rows[columns]].float()
         scaled = y * scale
-        y_grad = torch.zeros_like(y)
+        y_grad = row_grad[columns].zero_()
         for some in _blocks(len(image_features), block):
             x = image_features[some].float()
             logits = torch.addmm(bias, x, scaled.T)
@@ -156,9 +156,9 @@ def _add_texts(
             sums.image_grad[some].addmm_(slope, scaled)
             y_grad.addmm_(slope.T, x)
         sums.scale_grad += (y_grad * y).sum()
-        # accumulating: several samples may have one caption.  Unlike index_add_ it has a fixed order on GPUs
-        text_grad.index_put_((rows[columns],), y_grad.mul_(scale), accumulate=True)
-    return text_grad
+        y_grad.mul_(scale)
+    # several samples may have one caption; unlike index_add_ and index_put_, this sums in a fixed order on every device
+    return torch.ops.aten.embedding_dense_backward(row_grad, rows, len(text_features), -1, False)
 
 
 def _blocks(count: int, block: int) -> list[slice]:

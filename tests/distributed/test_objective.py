@@ -19,11 +19,12 @@ NAMES = ["cat", "red apple", "castle on a hill", "dog", "small boat"]
 
 def global_batch() -> LocalBatch:
     generator = torch.Generator().manual_seed(1)
-    tokens = Tokenizer().padded([NAMES[i % len(NAMES)] for i in range(BATCH)])
+    names = [NAMES[i % len(NAMES)] for i in range(BATCH)]
+    captions = [f"a drawing of a {name}" if i % 3 == 0 else name for i, name in enumerate(names)]  # several for a name
     return LocalBatch(
         images=torch.randn(BATCH, 3, 32, 32, generator=generator),
-        caption_tokens=tokens,
-        name_tokens=tokens,
+        caption_tokens=Tokenizer().padded(captions),
+        name_tokens=Tokenizer().padded(names),
         concept_ids=torch.arange(BATCH) % len(NAMES),
         topic_ids=torch.arange(BATCH) % 3,
         sample_index=torch.arange(BATCH),

@@ -5,8 +5,8 @@
 The statistics are shared: normalize first, generated scale and shift after.  With one conditioning group the sum goes into the
 fused kernel; with several, each image gets the scale and shift of its group in the same forward pass.
 
-Batch statistics are those of the *global* batch: sum, square sum and count are reduced over the ranks with gradient (gloo too,
-where torch's SyncBatchNorm refuses).  Shapes: B images, C channels, G groups.
+Batch statistics are those of the *global* batch: the moments are combined over the ranks with gradient (gloo too, where torch's
+SyncBatchNorm refuses).  Shapes: B images, C channels, G groups.
 """
 
 import torch
@@ -14,6 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.model.batch_norm import batch_norm_per_image
 from training.model.parameter_delta import DeltaSlot
 
 
@@ -47,7 +48,8 @@ class GeneratedNorm(nn.Module):
         """(B, C) scale and bias of each image."""
         assert self.delta is not None and self.delta.group_index is not None
         index = self.delta.group_index
-        return (self.weight + self.delta.scale)[index], (self.bias + self.delta.bias)[index]
+        # embedding, not indexing: its backward pass sums the images of a group in a fixed order
+        return F.embedding(index, self.weight + self.delta.scale), F.embedding(index, self.bias + self.delta.bias)
 
 
 class GeneratedBatchNorm2d(GeneratedNorm):
@@ -68,37 +70,23 @@ class GeneratedBatchNorm2d(GeneratedNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         shared = self.affine()
-        if self.training and _world_size() > 1:
-            x = self._normalize_over_ranks(x)
-            y = x * shared[0][:, None, None] + shared[1][:, None, None] if shared else self._per_image(x)
-        elif shared:
+        if shared and not (self.training and _world_size() > 1):
             y = self._fused(x, *shared)
+        elif self.training:
+            scale, bias = (shared[0][None], shared[1][None]) if shared else self.affine_per_image()
+            y = batch_norm_per_image(x, scale, bias, self.running_mean, self.running_var, momentum=self._share(), eps=self.eps)
         else:
-            y = self._per_image(self._fused(x, None, None))
+            scale, bias = self.affine_per_image()
+            y = torch.addcmul(bias[:, :, None, None], self._fused(x, None, None), scale[:, :, None, None])
         # under bf16, fp32 scales would leave wide activations behind
         return self.act(self.drop(y.to(x.dtype)))
 
     def _fused(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        momentum = self.momentum if self.counts else 0.0
-        return F.batch_norm(x, self.running_mean, self.running_var, weight, bias, self.training, momentum, self.eps)
+        return F.batch_norm(x, self.running_mean, self.running_var, weight, bias, self.training, self._share(), self.eps)
 
-    def _per_image(self, x: Tensor) -> Tensor:
-        scale, bias = self.affine_per_image()
-        return torch.addcmul(bias[:, :, None, None], x, scale[:, :, None, None])
-
-    def _normalize_over_ranks(self, x: Tensor) -> Tensor:
-        channels = x.shape[1]
-        count = x.new_tensor([x.numel() / channels], dtype=torch.float32)
-        local = torch.cat([x.float().sum((0, 2, 3)), x.float().square().sum((0, 2, 3)), count])
-        total = SumOverRanks.apply(local)
-        n = total[-1].detach()
-        mean = total[:channels] / n
-        var = (total[channels:-1] / n - mean.square()).clamp_min(0)
-        if self.counts:
-            with torch.no_grad():
-                self.running_mean.lerp_(mean, self.momentum)
-                self.running_var.lerp_(var * n / (n - 1), self.momentum)  # unbiased, as torch keeps it
-        return ((x - mean[:, None, None]) * torch.rsqrt(var + self.eps)[:, None, None]).to(x.dtype)
+    def _share(self) -> float:
+        """Of this pass in the running statistics."""
+        return self.momentum if self.counts else 0.0
 
 
 class GeneratedLayerNorm(GeneratedNorm):
@@ -119,22 +107,6 @@ class GeneratedLayerNorm(GeneratedNorm):
             scale, bias = (value.view(len(value), *(1,) * (x.ndim - 2), -1) for value in self.affine_per_image())
             y = F.layer_norm(x, (self.num_features,), eps=self.eps) * scale + bias
         return y.permute(0, 3, 1, 2) if self.channels_first else y
-
-
-class SumOverRanks(torch.autograd.Function):
-    """Sum of a tensor over all ranks; its gradient is the sum of the ranks' gradients."""
-
-    @staticmethod
-    def forward(_ctx: object, value: Tensor) -> Tensor:
-        total = value.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(_ctx: object, grad: Tensor) -> Tensor:
-        total = grad.clone()
-        dist.all_reduce(total)
-        return total
 
 
 def wrap_norms(trunk: nn.Module) -> dict[str, GeneratedNorm]:
