@@ -66,15 +66,16 @@ class _BatchNormPerImage(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, mean, inverse_std = ctx.saved_tensors
         bias_grad = g.float().sum((2, 3))  # (B, C)
-        scale_grad = ((g.float() * x).sum((2, 3)) - mean * bias_grad) * inverse_std
+        work = g.float() * x  # the only (B, C, H, W) that is allocated: new pages cost more than the arithmetic
+        scale_grad = (work.sum((2, 3)) - mean * bias_grad) * inverse_std
         sums = torch.stack([(scale * bias_grad).sum(0), (scale * scale_grad).sum(0)])
         if _world_size() > 1:
             dist.all_reduce(sums)
         mean_g, mean_gy = sums / ctx.count  # of g scale, and of g scale y
         pull = -inverse_std.square() * mean_gy
         shift = -inverse_std * mean_g - mean * pull
-        x_grad = torch.addcmul(_over_pixels(shift[None]), x, _over_pixels(pull[None]))
-        x_grad = torch.addcmul(x_grad, g, _over_pixels(scale * inverse_std)).to(x.dtype)
+        torch.addcmul(_over_pixels(shift[None]), x, _over_pixels(pull[None]), out=work)
+        x_grad = work.addcmul_(g, _over_pixels(scale * inverse_std)).to(x.dtype)
         if len(scale) == 1:
             scale_grad, bias_grad = scale_grad.sum(0, keepdim=True), bias_grad.sum(0, keepdim=True)
         return x_grad, scale_grad, bias_grad, None, None, None, None
