@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from data_prep.manifest import SampleRecord, ShardEntry, ShardManifest, write_manifest
 from data_prep.sample.pictures import read_sample
@@ -19,7 +19,7 @@ from training.config import TrainConfig, TrainRequest
 NUM_SAMPLES, NUM_STEPS = 96, 10
 
 
-def write_shard(folder: Path, *, split: str = "train", num_samples: int = NUM_SAMPLES) -> Path:
+def write_shard(folder: Path, *, split: Literal["train", "evaluation"] = "train", num_samples: int = NUM_SAMPLES) -> Path:
     """One shard of bundled pictures with its manifest; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     offsets = []

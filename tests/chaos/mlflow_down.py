@@ -35,7 +35,8 @@ from training.model.registry import model_config
 LOG_EVERY_STEPS = 5
 CHECKPOINT_EVERY_STEPS = 200
 UP_S = 10.0
-"""How long the server is up before, between and after its deaths."""
+NUM_LOGS = 20
+"""The server is up at least that long, and for that many logged intervals, before, between and after its deaths."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,12 @@ class Training(threading.Thread):
         self.join()
         if self.error:
             raise self.error
+
+    def wait_for_logs(self, count: int) -> None:
+        """Until so many more intervals are logged, so that each phase of the run has steps to measure."""
+        enough = len(self._records) + count
+        while len(self._records) < enough and self.is_alive():
+            time.sleep(0.05)
 
     def since(self, start: float, end: float) -> Times:
         """Where the time between two moments went."""
@@ -135,12 +142,14 @@ def measured(server: MlflowServer, folder: Path, rng: random.Random, *, count: i
     training.start()
     outages: list[tuple[float, float]] = []
     for _ in range(count):
+        training.wait_for_logs(NUM_LOGS)
         time.sleep(UP_S + rng.uniform(0, 2))
         server.stop(signal.SIGKILL if len(outages) % 2 == 0 else signal.SIGTERM)
         down_at = time.monotonic()
         time.sleep(down_s)
         outages.append((down_at, time.monotonic()))
         server.start()
+    training.wait_for_logs(NUM_LOGS)
     time.sleep(UP_S)
     training.finish()
     ended = time.monotonic()

@@ -21,7 +21,7 @@ from infra.tracking import Tracker, TrackingConfig
 from tests.result import chaos_arguments, chaos_result, environment, measure
 from tests.training_runs import losses, request_of, run_worker, small_config, start_worker, write_shard
 from training.checkpoint import MARKER, PARTS, STATE, checkpoint_uri, list_checkpoints, load_checkpoint, read_marker, step_of
-from training.config import TrainConfig, TrainRequest
+from training.config import TrainRequest
 
 NUM_STEPS = 16
 CONFIG = small_config({"num_steps": NUM_STEPS, "checkpoint": {"every_steps": 2, "keep": 2}})
@@ -43,7 +43,9 @@ def main() -> int:
     tally = Tally()
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="hyperclip-train-kill-") as temporary:
-        strike(Path(temporary), tally, count=arguments.count, seed=arguments.seed, config=CONFIG)
+        folder = Path(temporary)
+        tracking = TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db", artifact_uri=str(folder / "artifacts"))
+        strike(folder, tally, count=arguments.count, seed=arguments.seed, tracker=Tracker(tracking))
     for problem in tally.problems:
         print(problem, file=sys.stderr)
     return chaos_result(
@@ -63,26 +65,26 @@ def main() -> int:
     )
 
 
-def strike(folder: Path, tally: Tally, *, count: int, seed: int, config: TrainConfig) -> None:
+def strike(folder: Path, tally: Tally, *, count: int, seed: int, tracker: Tracker | None) -> None:
     """Inject `count` kills, `KILLS_PER_RUN` into each run, and compare every run with one that was left alone."""
     rng = random.Random(seed)
     shards = write_shard(folder / "shards")
-    tracking = TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db", artifact_uri=str(folder / "artifacts"))
-    tracker = Tracker(tracking)  # makes the tables, which takes seconds, once
     whole = folder / "whole"
-    status, said = run_worker(request_of(config, shards, whole))
+    status, said = run_worker(request_of(CONFIG, shards, whole))
     if status != 0:
         raise RuntimeError(f"the uninterrupted run failed:\n{said}")
     while tally.kills < count:
         output = folder / f"run-{tally.runs}"
-        run_id = tracker.start_run(output.name)
-        request = request_of(config, shards, output, tracking=tracking, run_id=run_id)
+        request = request_of(CONFIG, shards, output)
+        if tracker:
+            request = request.rebuilt(tracking=tracker.config, run_id=tracker.start_run(output.name))
         for _ in range(min(KILLS_PER_RUN, count - tally.kills)):
             kill_once(request, rng, tally)
         status, said = run_worker(request)
         tally.runs += 1
-        found = differences(whole, output, config) if status == 0 else [f"ended with status {status}: {said[-2000:]}"]
-        found += doubled_or_lost(tracker, run_id, output, config)
+        found = differences(whole, output) if status == 0 else [f"ended with status {status}: {said[-2000:]}"]
+        if tracker and request.run_id:
+            found += doubled_or_lost(tracker, request.run_id, output)
         tally.problems += [f"{output.name}: {problem}" for problem in found]
         print(f"  {output.name}: {tally.kills} kills so far, {'; '.join(found) or 'bit-equal'}", file=sys.stderr, flush=True)
         shutil.rmtree(output)
@@ -127,13 +129,13 @@ def whole(uri: str) -> bool:
     return True
 
 
-def differences(expected: Path, found: Path, config: TrainConfig) -> list[str]:
+def differences(expected: Path, found: Path) -> list[str]:
     """What is not bit-equal between two finished runs."""
     problems = []
     if losses(expected) != losses(found):
         problems.append(f"losses differ: {losses(expected)} and {losses(found)}")
     (left_state, left), (right_state, right) = (
-        load_checkpoint(checkpoint_uri(str(run / "checkpoints"), config.num_steps)) for run in (expected, found)
+        load_checkpoint(checkpoint_uri(str(run / "checkpoints"), NUM_STEPS)) for run in (expected, found)
     )
     if left_state != right_state:
         problems.append(f"state {left_state} and {right_state}")
@@ -147,13 +149,13 @@ def differences(expected: Path, found: Path, config: TrainConfig) -> list[str]:
     return problems
 
 
-def doubled_or_lost(tracker: Tracker, run_id: str, output: Path, config: TrainConfig) -> list[str]:
+def doubled_or_lost(tracker: Tracker, run_id: str, output: Path) -> list[str]:
     """Whether MLflow has the loss of each step once, with the value of metrics.jsonl, and every checkpoint's manifest."""
     found = sorted(tracker.metric_history(run_id, "loss"))
     problems = [] if found == list(enumerate(losses(output))) else [f"MLflow has the losses {found}"]
     manifests = tracker.artifact_names(run_id, "checkpoints")
-    every = config.checkpoint.every_steps
-    missing = {f"checkpoints/step-{step:08d}.json" for step in range(every, config.num_steps + 1, every)} - manifests
+    every = CONFIG.checkpoint.every_steps
+    missing = {f"checkpoints/step-{step:08d}.json" for step in range(every, NUM_STEPS + 1, every)} - manifests
     return problems + ([f"MLflow lacks {sorted(missing)}"] if missing else [])
 
 
