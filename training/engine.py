@@ -48,6 +48,8 @@ class Engine:
         self._objective = objective.to(device)
         if config.recompute_activations:
             _recompute_activations(objective.model)
+        if config.compile_blocks:
+            objective.model.compile_blocks()
         self.device = device
         optimizer = torch.optim.AdamW(
             parameter_groups(objective, config.optimizer),

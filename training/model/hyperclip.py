@@ -79,6 +79,12 @@ class HyperClip(nn.Module):
         if self.hypernetwork is not None:
             self.hypernetwork.blocks.recompute = True
 
+    def compile_blocks(self) -> None:
+        """Compile every transformer block where it stands; names of parameters stay.  Lengths of texts and sets may vary."""
+        for blocks in (self.text_encoder.blocks, self.hypernetwork.blocks if self.hypernetwork else ()):
+            for block in blocks:
+                block.compile(dynamic=True)
+
     @property
     def logit_scale(self) -> Tensor:
         """() the scale itself, already exponentiated."""
