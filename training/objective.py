@@ -25,7 +25,11 @@ from training.loss import PairIds
 from training.model.hyperclip import HyperClip
 from training.model.parameter_delta import GroupDelta
 from training.ring_loss import ring_siglip_loss
-from training.tokenizer import cut_to_longest
+from training.tokenizer import END_OF_TEXT, cut_to_longest
+
+MAX_PORTIONS = 4
+MIN_PORTION = 16
+"""Texts encoded at once at least: fewer would not fill the matrix products."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class ContrastiveObjective(nn.Module):
             topic_ids=samples.topic_ids,
         )
         texts = _arrange_texts(samples, plan.sets)
-        text_features = self.model.encode_text(cut_to_longest(deal(texts.tokens)))  # (S, D)
+        text_features = self._encode_texts(deal(texts.tokens))  # (S, D)
         delta = self._generate(plan, texts, text_features)
         mine = slice(rank() * len(batch.images), (rank() + 1) * len(batch.images))
         group_index = plan.group_index.to(batch.images.device)
@@ -107,6 +111,13 @@ class ContrastiveObjective(nn.Module):
         return ObjectiveOutput(
             loss, *_delta_statistics(delta, plan.conditioned), self.model.logit_scale.detach(), self.model.logit_bias.detach()
         )
+
+    def _encode_texts(self, tokens: Tensor) -> Tensor:
+        """(S, L) -> (S, D), in portions of similar length: a long caption pads its portion, not the batch."""
+        order = torch.argsort((tokens == END_OF_TEXT).int().argmax(dim=1))
+        num_portions = max(1, min(MAX_PORTIONS, len(tokens) // MIN_PORTION))
+        features = [self.model.encode_text(cut_to_longest(tokens[some])) for some in order.chunk(num_portions)]
+        return torch.cat(features)[torch.argsort(order)]
 
     def _generate(self, plan: ConditioningPlan, texts: "_Texts", text_features: Tensor) -> Tensor | None:
         """(G, P), zero rows where the condition is dropped; None for the twin."""
