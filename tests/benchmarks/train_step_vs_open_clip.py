@@ -1,9 +1,9 @@
 """Samples per second of a training step: our SigLIP twin over open_clip's SigLIP, same towers, captions, batch, fp32 and AdamW.
 
-open_clip is `CustomTextCLIP` with a timm tower and `SigLipLoss`.  It pads every text to its context length, 77 by default; what it
-offers is `--force-context-length`.  So it also runs with a short context: that of the longest caption, at most 32, although 32
-cuts some of the web-like captions, which ours reads whole.  The ratio is over the faster of the two.  `--torchcompile` is off,
-as on our side.
+open_clip is `CustomTextCLIP` with a timm tower and `SigLipLoss`.  It pads every text to its context length, 77 by default; what
+it offers is `--force-context-length`.  So it also runs with a short context: that of the longest caption, at most 32, although
+32 cuts some of the web-like captions, which ours reads whole.  The ratio is over the faster of the two.  `--torchcompile` is
+off, as on our side.
 
 Two kinds of captions: web-like lengths, and the short names of the bundled sample.
 """
