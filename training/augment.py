@@ -27,11 +27,12 @@ def augmented(picture: bytes, config: AugmentConfig, *, side: int, rng: np.rando
         red, green, blue = rng.integers(0, 256, size=3).tolist()
         background = (red, green, blue)
     across, down = pixels.shape[1] / info.width, pixels.shape[0] / info.height
-    pixels = _resized(pixels, (left * across, top * down, right * across, bottom * down), side=side, background=background)
+    image = _resized(pixels, (left * across, top * down, right * across, bottom * down), side=side, background=background)
     if config.colour_jitter:
         gain = 1 + config.colour_jitter * rng.uniform(-1, 1) + config.colour_jitter / 2 * rng.uniform(-1, 1, size=3)
-        pixels = _multiplied(pixels, gain)
-    return pixels
+        table = np.clip(np.arange(256) * gain[:, None], 0, 255).astype(np.uint8)  # (3, 256), each channel times its gain
+        image = image.point(table.ravel().tolist())
+    return np.asarray(image)
 
 
 def _random_crop(width: int, height: int, min_scale: float, rng: np.random.Generator) -> Box:
@@ -44,18 +45,12 @@ def _random_crop(width: int, height: int, min_scale: float, rng: np.random.Gener
     return left, top, left + crop_width, top + crop_height
 
 
-def _resized(pixels: np.ndarray, box: Box, *, side: int, background: tuple[int, int, int]) -> np.ndarray:
-    """(H, W, 3 or 4) uint8 -> (side, side, 3) uint8: the box, resampled once; only what lies in it is touched."""
+def _resized(pixels: np.ndarray, box: Box, *, side: int, background: tuple[int, int, int]) -> Image.Image:
+    """(H, W, 3 or 4) uint8 -> side x side: the box, resampled once; only what lies in it is touched."""
     left, top = int(box[0]), int(box[1])
     inside = pixels[top : int(np.ceil(box[3])), left : int(np.ceil(box[2]))]
     inside = np.ascontiguousarray(images.flatten(inside, background=background))
     height, width = inside.shape[:2]
     # rounding must not carry the box beyond the pixels
     box = (box[0] - left, box[1] - top, min(box[2] - left, width), min(box[3] - top, height))
-    return np.asarray(Image.fromarray(inside).resize((side, side), Image.Resampling.BILINEAR, box=box))
-
-
-def _multiplied(pixels: np.ndarray, gain: np.ndarray) -> np.ndarray:
-    """Each channel of (H, W, 3) uint8 times its gain, through a table of the 256 values."""
-    table = np.clip(np.arange(256) * gain[:, None], 0, 255).astype(np.uint8)  # (3, 256)
-    return np.asarray(Image.fromarray(pixels).point(table.ravel().tolist()))
+    return Image.fromarray(inside).resize((side, side), Image.Resampling.BILINEAR, box=box)

@@ -8,6 +8,7 @@ Shapes: B local batch, S side of the picture.
 
 import hashlib
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -27,7 +28,7 @@ from training.tokenizer import CONTEXT_LENGTH, Tokenizer
 
 logger = logging.getLogger(__name__)
 
-MAX_REPLACEMENTS = 100
+MAX_REPLACEMENTS = 1000
 """Samples tried in place of one that does not decode; when all fail, it is not the picture that is wrong."""
 
 # what a random generator is for, beside the seed: no two uses share numbers
@@ -69,22 +70,29 @@ class TrainingSamples(Dataset[dict[str, Tensor]]):
 
     def _first_that_decodes(self, position: int, sample: int) -> tuple[int, np.ndarray, SampleRecord, np.random.Generator]:
         """The sample of a position, or the one in its place: number, varied picture, record, generator for the rest."""
-        weights = self.config.source_weights
-        replacements = np.random.default_rng((self.config.seed, _REPLACEMENT, position))
-        index = sample
-        for _ in range(MAX_REPLACEMENTS):
+        for index in self._candidates(position, sample):
             picture, record = self.reader[index]
-            if index == sample or not weights or (record.source or NO_SOURCE) in weights:
-                rng = np.random.default_rng((self.config.seed, _VARIATION, position))
-                try:
-                    side = self.config.preprocess.image_size
-                    return index, augmented(picture, self.config.augment, side=side, rng=rng), record, rng
-                except ImageError as error:
-                    logger.warning("sample %d (uid %s) is replaced: %s", index, record.uid, error)
-            index = int(replacements.integers(len(self.reader)))
+            if index != sample and not self._has_weight(record):
+                continue
+            rng = np.random.default_rng((self.config.seed, _VARIATION, position))
+            try:
+                side = self.config.preprocess.image_size
+                return index, augmented(picture, self.config.augment, side=side, rng=rng), record, rng
+            except ImageError as error:
+                logger.warning("sample %d (uid %s) is replaced: %s", index, record.uid, error)
         raise CorruptArtefactError(
-            f"sample {sample} in {self.reader.folder_uri} and the next {MAX_REPLACEMENTS - 1} in its place do not decode"
+            f"sample {sample} in {self.reader.folder_uri} and the next {MAX_REPLACEMENTS} in its place do not decode"
         )
+
+    def _candidates(self, position: int, sample: int) -> Iterator[int]:
+        """The sample itself, then those that would take its place, a pure function of (seed, position)."""
+        yield sample
+        rng = np.random.default_rng((self.config.seed, _REPLACEMENT, position))
+        yield from rng.integers(len(self.reader), size=MAX_REPLACEMENTS).tolist()
+
+    def _has_weight(self, record: SampleRecord) -> bool:
+        weights = self.config.source_weights
+        return not weights or (record.source or NO_SOURCE) in weights
 
 
 @lru_cache(maxsize=1 << 15)  # 20 MB of the names and captions that come often

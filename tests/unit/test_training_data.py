@@ -1,6 +1,7 @@
 """The loader: the same batches at any topology, damage named, pictures that do not decode replaced and counted."""
 
 import io
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -109,10 +110,7 @@ def test_when_nothing_decodes_the_run_fails_at_once(tmp_path: Path) -> None:
     ("damage", "named"),
     [
         (lambda folder: (folder / "00001.tar").unlink(), r"00001\.tar: missing"),
-        (
-            lambda folder: (folder / "00001.tar").write_bytes((folder / "00001.tar").read_bytes()[:-700]),
-            r"00001\.tar: .* bytes",
-        ),
+        (lambda folder: os.truncate(folder / "00001.tar", 20_000), r"00001\.tar: 20,000 bytes, expected"),
         (lambda folder: swap(folder / "00000.tar", folder / "00001.tar"), r"00000\.tar: contents changed.*00001\.tar"),
     ],
     ids=["missing", "truncated", "swapped"],
