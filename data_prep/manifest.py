@@ -10,6 +10,7 @@ import posixpath
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from infra import storage
@@ -58,7 +59,7 @@ class ShardEntry(StrictModel):
     def _entries_match(self) -> "ShardEntry":
         if len(self.offsets) != self.samples:
             raise ValueError(f"{self.path}: {len(self.offsets)} offsets for {self.samples} samples")
-        if any(a >= b for a, b in zip(self.offsets, [*self.offsets[1:], self.bytes], strict=True)):
+        if (np.diff([*self.offsets, self.bytes]) <= 0).any():
             raise ValueError(f"{self.path}: offsets do not increase within {self.bytes} bytes")
         if self.source_ids is not None and len(self.source_ids) != self.samples:
             raise ValueError(f"{self.path}: {len(self.source_ids)} sources for {self.samples} samples")
@@ -102,8 +103,11 @@ def read_manifest(folder_uri: str) -> ShardManifest:
         raise BadInputError(
             f"{folder_uri} holds no {MANIFEST_NAME}: its shards are absent or unfinished; run the reshard step again"
         )
-    storage.check_schema_version(uri, newest=SCHEMA_VERSION)
-    return storage.read_model(uri, ShardManifest)
+    try:
+        return storage.read_model(uri, ShardManifest)
+    except CorruptArtefactError:  # asked only now, because a manifest may be hundreds of megabytes
+        storage.check_schema_version(uri, newest=SCHEMA_VERSION)
+        raise
 
 
 def verify_shards(manifest: ShardManifest, folder_uri: str) -> None:

@@ -51,7 +51,7 @@ def usual(folder: Path, config: TrainConfig, *, workers: int) -> Iterator[dict[s
 
 
 def endless(folder: Path) -> Any:
-    return webdataset.WebDataset(shard_urls(folder), shardshuffle=100, repeat=True, empty_check=False, seed=0)
+    return webdataset.WebDataset(shard_urls(folder), shardshuffle=100, empty_check=False, seed=0).repeat()
 
 
 class _UsualStep:
@@ -81,9 +81,8 @@ def same_worker_step(config: TrainConfig) -> Callable[[dict[str, Any]], dict[str
 
 
 def _loader(dataset: Any, workers: int) -> Any:
-    return webdataset.WebLoader(
-        dataset, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None, multiprocessing_context="fork"
-    )
+    of_workers = {"prefetch_factor": 4, "multiprocessing_context": "fork"} if workers else {}
+    return webdataset.WebLoader(dataset, batch_size=None, num_workers=workers, **of_workers)
 
 
 def first_batch_after(folder: Path, config: TrainConfig, *, skipped: int) -> dict[str, Any]:

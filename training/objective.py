@@ -25,11 +25,7 @@ from training.loss import PairIds
 from training.model.hyperclip import HyperClip
 from training.model.parameter_delta import GroupDelta
 from training.ring_loss import ring_siglip_loss
-from training.tokenizer import END_OF_TEXT, cut_to_longest
-
-MAX_PORTIONS = 4
-MIN_PORTION = 16
-"""Texts encoded at once at least: fewer would not fill the matrix products."""
+from training.tokenizer import cut_to_longest, length_buckets
 
 
 @dataclass(frozen=True)
@@ -113,11 +109,10 @@ class ContrastiveObjective(nn.Module):
         )
 
     def _encode_texts(self, tokens: Tensor) -> Tensor:
-        """(S, L) -> (S, D), in portions of similar length: a long caption pads its portion, not the batch."""
-        order = torch.argsort((tokens == END_OF_TEXT).int().argmax(dim=1))
-        num_portions = max(1, min(MAX_PORTIONS, len(tokens) // MIN_PORTION))
-        features = [self.model.encode_text(cut_to_longest(tokens[some])) for some in order.chunk(num_portions)]
-        return torch.cat(features)[torch.argsort(order)]
+        """(S, L) -> (S, D), texts of similar length at a time."""
+        buckets = length_buckets(tokens)
+        features = torch.cat([self.model.encode_text(cut_to_longest(tokens[rows])) for rows in buckets])
+        return features[torch.argsort(torch.cat(buckets))]
 
     def _generate(self, plan: ConditioningPlan, texts: "_Texts", text_features: Tensor) -> Tensor | None:
         """(G, P), zero rows where the condition is dropped; None for the twin."""

@@ -8,14 +8,15 @@ Shapes: B local batch, S side of the picture.
 
 import hashlib
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from data_prep.manifest import NO_SOURCE, SampleRecord
 from infra.errors import CorruptArtefactError
@@ -42,24 +43,28 @@ class TrainingSamples(Dataset[dict[str, Tensor]]):
     reader: ShardReader
     config: TrainConfig
 
+    @cached_property
+    def _side(self) -> int:
+        return self.config.preprocess.image_size
+
     def __getitem__(self, plan: BatchPlan) -> dict[str, Tensor]:
-        size, side = len(plan.samples), self.config.preprocess.image_size
+        size = len(plan.samples)
         self.reader.prefetch(plan.samples)
-        pictures = np.empty((size, side, side, 3), dtype=np.uint8)
-        texts, concepts, topics, found, replaced = [], [], [], [], []
+        pictures = _shared_with_training((size, self._side, self._side, 3), torch.uint8)
+        tokens = _shared_with_training((size, 2, CONTEXT_LENGTH), torch.int64)
+        concepts, topics, found, replaced = [], [], [], []
         for row, (position, sample) in enumerate(zip(plan.positions.tolist(), plan.samples.tolist(), strict=True)):
             index, pixels, record, rng = self._first_that_decodes(position, sample)
-            pictures[row] = pixels
+            pictures.numpy()[row] = pixels
             caption = record.captions[int(rng.integers(len(record.captions)))]
             template = self.config.templates[int(rng.integers(len(self.config.templates)))]
-            texts += [template.replace("{}", caption), record.captions[0]]
+            tokens.numpy()[row] = _tokens(template.replace("{}", caption)), _tokens(record.captions[0])
             concepts.append(_stable_id(record.concept or f"uid:{record.uid}"))
             topics.append(_stable_id(record.group or ""))
             found.append(index)
             replaced.append(index != sample)
-        tokens = torch.stack([_tokens(text) for text in texts]).view(size, 2, CONTEXT_LENGTH)
         return {
-            "images": torch.from_numpy(pictures),
+            "images": pictures,
             "caption_tokens": tokens[:, 0],
             "name_tokens": tokens[:, 1],
             "concept_ids": torch.tensor(concepts),
@@ -76,8 +81,7 @@ class TrainingSamples(Dataset[dict[str, Tensor]]):
                 continue
             rng = np.random.default_rng((self.config.seed, _VARIATION, position))
             try:
-                side = self.config.preprocess.image_size
-                return index, augmented(picture, self.config.augment, side=side, rng=rng), record, rng
+                return index, augmented(picture, self.config.augment, side=self._side, rng=rng), record, rng
             except ImageError as error:
                 logger.warning("sample %d (uid %s) is replaced: %s", index, record.uid, error)
         raise CorruptArtefactError(
@@ -95,10 +99,18 @@ class TrainingSamples(Dataset[dict[str, Tensor]]):
         return not weights or (record.source or NO_SOURCE) in weights
 
 
+def _shared_with_training(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An empty tensor; in a worker it lies in shared memory from the start, as those of torch's collation do: a copy less."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=dtype)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize, device="cpu")
+    return torch.empty(0, dtype=dtype).set_(storage).view(shape)
+
+
 @lru_cache(maxsize=1 << 15)  # 20 MB of the names and captions that come often
-def _tokens(text: str) -> Tensor:
+def _tokens(text: str) -> np.ndarray:
     """(77,) int64."""
-    return Tokenizer().padded([text])[0]
+    return Tokenizer().padded([text])[0].numpy()
 
 
 @lru_cache(maxsize=1 << 15)

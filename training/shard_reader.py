@@ -12,7 +12,6 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -57,7 +56,7 @@ class ShardReader:
         return int(self._first_sample[-1])
 
     def __getstate__(self) -> dict[str, object]:
-        cached = ("manifest", "_files", "_cache", "_block_bounds")
+        cached = ("manifest", "_files", "_cache", "_block_bounds", "_local_paths")
         return {name: value for name, value in vars(self).items() if name not in cached}
 
     def __getitem__(self, index: int) -> tuple[bytes, SampleRecord]:
@@ -99,7 +98,7 @@ class ShardReader:
     def _sample(self, shard: int, place: int) -> tuple[bytes, SampleRecord]:
         start, end = self._byte_range(shard, place, place + 1)
         if self._cache is None:
-            data = self._files.read(str(self._local_folder / self._paths[shard]), start, end)
+            data = self._files.read(self._local_paths[shard], start, end)
         else:
             data = self._cache.read(self._block(shard, place), start, end)
         if len(data) < end - start:
@@ -131,8 +130,9 @@ class ShardReader:
         return OpenFiles(MAX_OPEN_FILES)
 
     @cached_property
-    def _local_folder(self) -> Path:
-        return storage.local_path(self.folder_uri)
+    def _local_paths(self) -> list[str]:
+        folder = storage.local_path(self.folder_uri)
+        return [str(folder / path) for path in self._paths]
 
     def _corrupt(self, shard: int, place: int, error: Exception) -> CorruptArtefactError:
         return CorruptArtefactError(

@@ -12,6 +12,8 @@ CONTEXT_LENGTH = 77
 START_OF_TEXT = 49406
 END_OF_TEXT = 49407
 
+MAX_BUCKETS, MIN_BUCKET = 4, 32
+
 GOLDEN_TOKENS = {
     "a photo of a cat": [49406, 320, 1125, 539, 320, 2368, 49407],
     "Crème brûlée, 2nd": [49406, 1075, 12138, 614, 711, 127, 119, 75, 13489, 267, 273, 1764, 49407],
@@ -47,3 +49,15 @@ def cut_to_longest(tokens: Tensor) -> Tensor:
     """(T, L) -> (T, L') without the columns that are padding in every row."""
     lengths = (tokens == END_OF_TEXT).int().argmax(dim=1) + 1
     return tokens[:, : int(lengths.max())]
+
+
+def length_buckets(tokens: Tensor) -> tuple[Tensor, ...]:
+    """(T, L) -> rows of texts of similar length, every row in one bucket, the short ones first.
+
+    Captions have a long tail: cut to its own longest, each bucket leaves out the padding that the longest of all would cause.
+    The number of buckets depends on T alone, because ranks that share parameters must pass through the text encoder equally
+    often.
+    """
+    lengths = (tokens == END_OF_TEXT).int().argmax(dim=1)
+    count = min(MAX_BUCKETS, max(1, len(tokens) // MIN_BUCKET))
+    return torch.tensor_split(torch.argsort(lengths, stable=True), count)

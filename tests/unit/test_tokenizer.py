@@ -4,7 +4,15 @@ import pickle
 
 import pytest
 
-from training.tokenizer import CONTEXT_LENGTH, END_OF_TEXT, GOLDEN_TOKENS, START_OF_TEXT, Tokenizer, cut_to_longest
+from training.tokenizer import (
+    CONTEXT_LENGTH,
+    END_OF_TEXT,
+    GOLDEN_TOKENS,
+    START_OF_TEXT,
+    Tokenizer,
+    cut_to_longest,
+    length_buckets,
+)
 
 TOKENIZER = Tokenizer()
 
@@ -38,6 +46,16 @@ def test_padded_and_cut_hold_the_same_tokens() -> None:
     padded = TOKENIZER.padded(texts)
     assert padded.shape == (2, CONTEXT_LENGTH)
     assert cut_to_longest(padded).tolist() == TOKENIZER(texts).tolist()
+
+
+@pytest.mark.parametrize("count", [1, 31, 70, 500])
+def test_buckets_hold_every_text_once_and_waste_less_padding(count: int) -> None:
+    tokens = TOKENIZER(["word " * (1 + number * number % 61) for number in range(count)])
+    buckets = length_buckets(tokens)
+    assert sorted(row for bucket in buckets for row in bucket.tolist()) == list(range(count))
+    assert len(buckets) == len(length_buckets(TOKENIZER.padded(["same"] * count)))  # the texts themselves do not matter
+    encoded = sum(cut_to_longest(tokens[rows]).numel() for rows in buckets)
+    assert encoded <= tokens.numel() and (count < 70 or encoded < 0.8 * tokens.numel())
 
 
 def test_no_texts_give_no_rows() -> None:
