@@ -68,6 +68,7 @@ def make_batches(count: int, *, batch_size: int, image_size: int, captions: Capt
                 concept_ids=torch.from_numpy(np.unique(names, return_inverse=True)[1]),
                 topic_ids=torch.zeros(batch_size, dtype=torch.int64),
                 sample_index=torch.arange(batch_size),
+                replaced=torch.zeros(batch_size, dtype=torch.bool),
             )
         )
     return batches

@@ -61,6 +61,7 @@ def best_cheat() -> tuple[float, Tensor]:
         concept_ids=torch.arange(BATCH),
         topic_ids=torch.zeros(BATCH, dtype=torch.int64),
         sample_index=torch.arange(BATCH),
+        replaced=torch.zeros(BATCH, dtype=torch.bool),
     )
     optimizer = torch.optim.Adam([model.log_scale, model.bias], lr=0.3)
     loss = torch.zeros(())
