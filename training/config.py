@@ -109,11 +109,11 @@ class TrainConfig(StrictModel):
     """DeepSpeed ZeRO stage: what the workers share out between them: 1 the moments, 2 gradients too, 3 parameters too.  The
     numbers are the same.  On one worker there is nothing to share and 0 is fastest."""
     compile_blocks: bool = False
-    """torch.compile the blocks of the text encoder and the hypernetwork: a minute at the start, then faster steps.  Not with
-    ZeRO stage 3, which gathers parameters inside the blocks."""
+    """torch.compile the blocks of the text encoder and the hypernetwork: a minute at the start, then faster steps that
+    round differently.  Not with ZeRO stage 3, which gathers parameters inside the blocks."""
     recompute_activations: bool = False
     """Activation checkpointing: keep only what goes between the stages of the image trunk and the blocks of the transformers,
-    and compute the rest again in backward.  The same numbers, a third of the memory (B0), the time of another forward pass."""
+    and compute the rest again in backward: the same numbers, less memory, more time."""
     templates: tuple[str, ...] = ("{}",)
     """Texts a caption is put into, one drawn per sample; a label's feature at test time is the mean over all."""
     source_weights: dict[str, PositiveFloat] = Field(default_factory=dict)
