@@ -76,7 +76,7 @@ def make_batches(count: int, *, batch_size: int, image_size: int, captions: Capt
 
 def adamw(module: nn.Module) -> torch.optim.AdamW:
     """The optimizer of training."""
-    return torch.optim.AdamW(parameter_groups(module, OptimizerConfig()), lr=1e-4, betas=(0.9, 0.98), eps=1e-6, foreach=True)
+    return torch.optim.AdamW(parameter_groups(module, OptimizerConfig()), lr=1e-4, betas=(0.9, 0.98), eps=1e-6, fused=True)
 
 
 def our_step(config: HyperClipConfig, conditioning: ConditioningConfig) -> Callable[[LocalBatch], torch.Tensor]:
