@@ -124,7 +124,7 @@ def main() -> int:
             "short_context": SHORT_CONTEXT,
             "longest_caption_tokens": {name: longest for name, (_, longest) in found.items()},
             "precision": "fp32",
-            "optimizer": "AdamW, foreach",
+            "optimizer": "AdamW, fused",
             "threads": THREADS,
         },
         **environment("torch", "timm", "open_clip_torch"),

@@ -1,8 +1,8 @@
 """Kill the loader at random steps and continue with other numbers of ranks and loader workers: the stream must not notice.
 
-Each fault is real: the ranks' loaders are started with worker processes of their own, run for some steps, and then every
-worker is killed with SIGKILL in the middle of reading ahead, with some ranks a batch further than others.  What survives is
-one number, the batch to continue with; another topology continues from there.  The stream put together this way is compared
+Each fault is real: a process starts the loaders of the ranks, with workers of their own, and runs them for some steps; then all of
+it is killed with SIGKILL in the middle of reading ahead, with some ranks a batch further than others.  What survives is one
+number, the batch to continue with; another topology continues from there.  The stream put together this way is compared
 with an uninterrupted one, sample by sample: number, varied pixels and tokens.
 """
 
@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator
 from hashlib import sha256
 from itertools import islice, pairwise
+from multiprocessing.connection import Connection
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
@@ -28,12 +29,13 @@ from tests.unit.shard_helpers import Sample, sample, write_shards
 from training.config import TrainConfig
 from training.data import TrainingBatches
 from training.objective import LocalBatch
-from training.shard_reader import ShardReader, open_shards
+from training.shard_reader import open_shards
 
 BATCH = 12  # 1, 2 and 3 ranks divide it
 NUM_SAMPLES = 10 * BATCH  # whole batches, because ranks get a batch in the order of its samples, not of its positions
 SAMPLES_PER_SHARD = 50  # the last shard is shorter
 MAX_STEPS = 12
+CONTEXT = multiprocessing.get_context("forkserver")
 TOPOLOGIES = [(ranks, workers) for ranks in (1, 2, 3) for workers in (0, 1, 3)]
 
 SampleSeen = tuple[int, str]
@@ -52,20 +54,19 @@ class Incarnation(NamedTuple):
 
 
 def main() -> int:
-    warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores: meant
+    CONTEXT.set_forkserver_preload(["training.data"])  # one import of torch for all starts
     arguments = chaos_arguments(__doc__.splitlines()[0], count=200, quick_count=12)
     plan = incarnations(arguments.count + 1, np.random.default_rng(arguments.seed))
     num_batches = sum(one.steps for one in plan)
     with tempfile.TemporaryDirectory(prefix="hyperclip-loader-topology-") as temporary:
         write_shards(Path(temporary), samples(), samples_per_shard=SAMPLES_PER_SHARD)
-        reader = open_shards(temporary)
-        whole = TrainingBatches(reader, config(workers=0), rank=0, world_size=1).starting_at(0)
+        whole = TrainingBatches(open_shards(temporary), config(workers=0), rank=0, world_size=1).starting_at(0)
         expected = [seen for batch in islice(whole, num_batches) for seen in contents(batch)]
         found: list[SampleSeen] = []
         killed, seconds, differing = 0, [], 0
         for number, one in enumerate(plan):
             started = perf_counter()
-            part, victims = run_and_kill(reader, one, first_batch=len(found) // BATCH)
+            part, victims = run_and_kill(temporary, one, first_batch=len(found) // BATCH)
             seconds.append(perf_counter() - started)
             differing += part != expected[len(found) : len(found) + len(part)]
             found += part
@@ -103,9 +104,25 @@ def incarnations(count: int, rng: np.random.Generator) -> list[Incarnation]:
     ]
 
 
-def run_and_kill(reader: ShardReader, one: Incarnation, *, first_batch: int) -> tuple[list[SampleSeen], int]:
+def run_and_kill(shards: str, one: Incarnation, *, first_batch: int) -> tuple[list[SampleSeen], int]:
     """What the ranks together saw, in the order of the stream, and how many worker processes were killed."""
-    before = set(multiprocessing.active_children())
+    receiver, sender = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=run_until_killed, args=(shards, one, first_batch, sender))
+    process.start()
+    sender.close()  # so that a process that dies by itself ends the wait for what it saw
+    seen, workers = receiver.recv()
+    assert workers == one.ranks * one.workers, f"{workers} worker processes for {one}"
+    assert process.pid is not None
+    os.killpg(process.pid, signal.SIGKILL)
+    process.join()
+    return seen, workers
+
+
+def run_until_killed(shards: str, one: Incarnation, first_batch: int, sender: Connection) -> None:
+    os.setsid()  # a group of its own, which its workers are in
+    warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores: meant
+    torch.set_num_threads(1)
+    reader = open_shards(shards)
     ranks = [
         TrainingBatches(reader, config(workers=one.workers), rank=rank, world_size=one.ranks).starting_at(first_batch)
         for rank in range(one.ranks)
@@ -113,15 +130,8 @@ def run_and_kill(reader: ShardReader, one: Incarnation, *, first_batch: int) -> 
     seen = [each for _ in range(one.steps) for rank in ranks for each in contents(next(rank))]
     for rank in ranks[: one.ahead]:
         next(rank)  # taken by some ranks only: the step was not finished, and is done again
-    workers = set(multiprocessing.active_children()) - before
-    assert len(workers) == one.ranks * one.workers, f"{len(workers)} worker processes for {one}"
-    for worker in workers:
-        assert worker.pid is not None
-        os.kill(worker.pid, signal.SIGKILL)
-    for worker in workers:
-        worker.join()
-    ranks.clear()
-    return seen, len(workers)
+    sender.send((seen, len(multiprocessing.active_children())))
+    signal.pause()
 
 
 def contents(batch: LocalBatch) -> Iterator[SampleSeen]:
