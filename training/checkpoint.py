@@ -106,6 +106,13 @@ def save_checkpoint(folder_uri: str, state: TrainState, full: FullState) -> Chec
     return CheckpointManifest(uri=uri, state=state, files=files, digest=marker.digest)
 
 
+def describe_checkpoint(uri: str) -> CheckpointManifest:
+    """The manifest of a finished checkpoint, from its marker and state alone.  Raises as `load_checkpoint`."""
+    marker = read_marker(uri)
+    state = storage.read_model(storage.join(uri, STATE), TrainState)
+    return CheckpointManifest(uri=uri, state=state, files=marker.files, digest=marker.digest)
+
+
 def load_checkpoint(uri: str) -> tuple[TrainState, FullState]:
     """Read one checkpoint and verify it.
 

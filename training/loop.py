@@ -15,7 +15,14 @@ from data_prep.manifest import ShardManifest
 from infra import storage
 from infra.config import content_hash
 from training.bundle import BUNDLE_NAME, save_bundle
-from training.checkpoint import CheckpointManifest, TrainState, checkpoint_uri, load_checkpoint, load_newest
+from training.checkpoint import (
+    CheckpointManifest,
+    TrainState,
+    checkpoint_uri,
+    describe_checkpoint,
+    load_checkpoint,
+    load_newest,
+)
 from training.checkpointer import Checkpointer
 from training.config import TrainConfig, TrainRequest
 from training.data import TrainingBatches
@@ -140,7 +147,8 @@ class Recorder:
             on_saved=self._saved,
             in_use=self._evaluator.in_use,
         )
-        self._evaluate_if_due(state.step, checkpoint_uri(checkpoints_uri, state.step))  # a killed run did not get to it
+        if state.step:  # a killed run may have got no further than this checkpoint's marker
+            self._saved(describe_checkpoint(checkpoint_uri(checkpoints_uri, state.step)))
 
     def __enter__(self) -> "Recorder":
         return self

@@ -1,7 +1,7 @@
 """Kill the loader at random steps and continue with other numbers of ranks and loader workers: the stream must not notice.
 
-Each fault is real: a process starts the loaders of the ranks, with workers of their own, and runs them for some steps; then all of
-it is killed with SIGKILL in the middle of reading ahead, with some ranks a batch further than others.  What survives is one
+Each fault is real: a process starts the loaders of the ranks, with workers of their own, and runs them for some steps; then all
+of it is killed with SIGKILL in the middle of reading ahead, with some ranks a batch further than others.  What survives is one
 number, the batch to continue with; another topology continues from there.  The stream put together this way is compared
 with an uninterrupted one, sample by sample: number, varied pixels and tokens.
 """

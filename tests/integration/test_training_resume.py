@@ -26,11 +26,13 @@ def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(shards: Path, tmp_pa
     assert status == 0, said
     shutil.copytree(whole, resumed)
     shutil.rmtree(resumed / "bundle")
+    shutil.rmtree(resumed / "checkpoint-manifests")  # as if killed right after the marker of a checkpoint
     shutil.rmtree(resumed / "checkpoints" / f"step-{NUM_STEPS:08d}")  # as if killed after step 5's checkpoint
     status, said = run_worker(request_of(config, shards, resumed))
     assert status == 0, said
     assert "resuming at step 5" in said
     assert losses(resumed) == losses(whole)
+    assert {path.name for path in (resumed / "checkpoint-manifests").iterdir()} == {"step-00000005.json", "step-00000010.json"}
     left, right = (load_checkpoint(str(run / "checkpoints" / f"step-{NUM_STEPS:08d}"))[1] for run in (whole, resumed))
     for part in PARTS:
         for name, value in getattr(left, part).items():
