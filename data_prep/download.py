@@ -8,23 +8,12 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from data_prep.accounting import describe, require_all_accounted
 from data_prep.audit import audit
 from data_prep.fan_out import absolute, fan_out
-from data_prep.partition import (
-    DownloadConfig,
-    Partition,
-    PartitionReport,
-    download_partition,
-    finished_report,
-    outcomes_uri,
-    report_uri,
-    shards_of,
-)
-from data_prep.raw import OUTCOMES_NAME, REPORT_NAME, DownloadReport
+from data_prep.partition import DownloadConfig, Partition, download_partition, shards_of
+from data_prep.partition_report import PartitionReport, finished_report, gather_outcomes, report_uri
+from data_prep.raw import REPORT_NAME, DownloadReport
 from data_prep.url_list import UrlList, UrlListConfig, read_url_list
 from infra import storage
 from infra.config import content_hash
@@ -65,7 +54,7 @@ def download(
         done += report.requested
         progress(done, total)
     _require_success_rate(config, partitions, reports, output_uri)
-    outcomes = _gather_outcomes(partitions, output_uri)
+    outcomes = gather_outcomes(partitions, output_uri)
     audited = audit(url_list.table, outcomes)
     require_all_accounted("download", seen=total, out=audited.downloaded, lost=audited.failed)
     result = DownloadReport(
@@ -129,15 +118,3 @@ def _require_success_rate(
         f"(min_success_rate) is {config.min_success_rate:.1%}. Failed: {describe(failed)}. "
         "Check the network and the list, or lower the floor"
     )
-
-
-def _gather_outcomes(partitions: list[Partition], output_uri: str) -> pa.Table:
-    tables = []
-    for partition in partitions:
-        with storage.open_read(outcomes_uri(output_uri, partition)) as file:
-            tables.append(pq.read_table(file))
-    outcomes = pa.concat_tables(tables)
-    buffer = pa.BufferOutputStream()
-    pq.write_table(outcomes, buffer)
-    storage.write_atomic(storage.join(output_uri, OUTCOMES_NAME), buffer.getvalue().to_pybytes())
-    return outcomes

@@ -1,205 +1,152 @@
 """Pictures that are already here, embedded in parquet files, as raw shards: what a download would have left.
 
-Curation and resharding then work unchanged.  A picture that is damaged or no picture counts as failed, with its reason.
+Partitions are fanned out as Ray tasks, as those of a download are; curation and resharding then work unchanged.  A picture that
+is damaged or no picture counts as failed, with its reason.
 """
 
-import hashlib
-import io
-import json
+import itertools
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import webdataset
-from pydantic import Field, PositiveInt
 
-from data_prep.accounting import require_all_accounted
+from data_prep.accounting import describe, require_all_accounted
 from data_prep.audit import audit
-from data_prep.partition import SHARD_NAME_DIGITS
-from data_prep.raw import OUTCOME_SCHEMA, OUTCOMES_NAME, REPORT_NAME, DownloadReport, RawShard
-from data_prep.url_list import URL_LIST_SCHEMA, cast_text, check_uid, derive_uid, parquet_files, read_parquet_columns
-from infra import images, storage
-from infra.config import StrictModel, content_hash
-from infra.errors import BadInputError
-
-CARRIED = ("concept", "group", "source", "licence")
-
-
-class ImportConfig(StrictModel):
-    """Which column holds what, and the limits on pictures."""
-
-    image: str = "image"
-    """Bytes of a JPEG, PNG or WebP file."""
-    caption: str = "caption"
-    uid: str = "uid"
-    """Unique per row; derived from picture and caption when the column is absent."""
-    captions: str = "captions"
-    concept: str = "concept"
-    group: str = "group"
-    source: str = "source"
-    licence: str = "licence"
-    only: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """Rows to take: column of the file -> values, for example `{"split": ["train"]}`."""
-    samples_per_shard: PositiveInt = 1000
-    max_bytes: PositiveInt = 20_000_000
-    max_pixels: PositiveInt = images.MAX_PIXELS
+from data_prep.fan_out import absolute, fan_out
+from data_prep.partition_report import PartitionReport, finished_report, gather_outcomes
+from data_prep.picture_partition import ImportConfig, PicturePartition, column_names, import_partition, picture_type_problem
+from data_prep.raw import REPORT_NAME, DownloadReport
+from data_prep.url_list import MAX_NAMED_ROWS, parquet_files
+from infra import storage
+from infra.config import content_hash
+from infra.errors import BadInputError, DataLossError
 
 
 def import_pictures(
     parquet_uris: str | Sequence[str], *, config: ImportConfig, output_uri: str, progress: Callable[[int, int], None]
 ) -> DownloadReport:
-    """Write raw shards from the pictures in parquet files (or folders of them).
+    """Write raw shards from the pictures in parquet files (or folders of them); partitions done earlier are skipped.
 
-    `progress` is called with (rows done, rows in all).
+    Ray must be connected.  `progress` is called with (rows done, rows in all).
 
     Raises:
         BadInputError: nothing there, no parquet, a missing column, no rows, a uid twice.
-        DataLossError: the counts do not add up.
+        DataLossError: too few pictures could be used, or the counts do not add up.  Nothing is marked done then.
     """
     started = time.monotonic()
-    files = [file for uri in ([parquet_uris] if isinstance(parquet_uris, str) else parquet_uris) for file in parquet_files(uri)]
-    storage.remove(storage.join(output_uri, REPORT_NAME))
-    storage.remove(storage.join(output_uri, "shards"))
-    total = sum(_num_rows(file) for file in files)
-    progress(0, total)
-    outcomes: list[dict[str, Any]] = []
-    uids: list[str] = []
-    shards: list[RawShard] = []
-    for number, rows in enumerate(_in_shards(_read_rows(files, config), config.samples_per_shard)):
-        uids += [row["uid"] for row in rows]
-        shard, results = _write_shard(rows, number, config, output_uri=output_uri)
-        shards.append(shard)
-        outcomes += results
-        progress(len(uids), total)
-    if not uids:
-        raise BadInputError(f"no rows to import from {', '.join(files)}" + (f" where {config.only}" if config.only else ""))
-    doubled = [uid for uid, count in Counter(uids).items() if count > 1]
-    if doubled:
-        raise BadInputError(f"{len(doubled):,} uid(s) are there twice: {', '.join(doubled[:10])}. Remove the repetitions")
-    progress(len(uids), len(uids))
-    table = pa.Table.from_pylist(outcomes, schema=OUTCOME_SCHEMA)
-    audited = audit(pa.table({"uid": uids}), table)
-    require_all_accounted("import", seen=len(uids), out=audited.downloaded, lost=audited.failed)
-    _write_parquet(table, storage.join(output_uri, OUTCOMES_NAME))
-    report = DownloadReport(
-        requested=len(uids),
+    output_uri = absolute(output_uri)
+    uris = [parquet_uris] if isinstance(parquet_uris, str) else parquet_uris
+    partitions = plan_partitions([absolute(file) for uri in uris for file in parquet_files(uri)], config)
+    storage.remove(storage.join(output_uri, REPORT_NAME))  # not done until it is done again
+    total = sum(partition.num_rows for partition in partitions)
+    reports: dict[int, PartitionReport] = {}
+    for partition in partitions:
+        if report := finished_report(partition, config, output_uri=output_uri):
+            reports[partition.number] = report
+    skipped = len(reports)
+    progress(_rows_done(partitions, reports), total)
+    arguments = [(partition, config, output_uri) for partition in partitions if partition.number not in reports]
+    try:
+        for report in fan_out(import_partition, arguments, config.tasks):
+            reports[report.partition] = report
+            progress(_rows_done(partitions, reports), total)
+    except OSError as error:
+        raise BadInputError(f"cannot be read: {error}") from error
+    requested = sum(report.requested for report in reports.values())
+    if not requested:
+        raise BadInputError(f"no rows to import from {', '.join(uris)}" + (f" where {_chosen(config)}" if config.only else ""))
+    outcomes = gather_outcomes(partitions, output_uri)
+    _refuse_doubled(outcomes)
+    audited = audit(outcomes, outcomes)
+    require_all_accounted("import", seen=requested, out=audited.downloaded, lost=audited.failed)
+    if not audited.downloaded or audited.downloaded < config.min_success_rate * requested:
+        raise DataLossError(
+            f"only {audited.downloaded:,} of {requested:,} pictures could be used: {audited.downloaded / requested:.1%}, and "
+            f"the floor (min_success_rate) is {config.min_success_rate:.1%}. Failed: {describe(audited.failed)}. "
+            "Check the files, or lower the floor"
+        )
+    result = DownloadReport(
+        requested=requested,
         downloaded=audited.downloaded,
         failed=audited.failed,
         bytes=audited.bytes,
         seconds=time.monotonic() - started,
-        shards=shards,
+        skipped_partitions=skipped,
+        shards=[shard for number in sorted(reports) for shard in reports[number].shards],
         lineage={"config": config.model_dump(mode="json"), "config_hash": content_hash(config), "formats": audited.formats},
     )
-    storage.write_atomic(storage.join(output_uri, REPORT_NAME), report.model_dump_json(indent=1))
-    return report
+    storage.write_atomic(storage.join(output_uri, REPORT_NAME), result.model_dump_json(indent=1))
+    return result
 
 
-def _num_rows(uri: str) -> int:
-    with storage.open_read(uri) as file:
-        try:
-            return int(pq.read_metadata(file).num_rows)
-        except (pa.ArrowException, OSError) as error:
-            raise BadInputError(f"{uri} is not a readable parquet file: {error}") from error
+def plan_partitions(files: Sequence[str], config: ImportConfig) -> list[PicturePartition]:
+    """Cut the files into partitions of whole row groups; each has its own range of shard numbers.
 
-
-def _read_rows(files: list[str], config: ImportConfig) -> Iterator[dict[str, Any]]:
-    names = {name: getattr(config, name) for name in ("image", "caption", "uid", "captions", *CARRIED)}
-    filters = {f"only:{column}": column for column in config.only}
-    required = {"image", "caption", *filters} | {
-        name for name in names if name in config.model_fields_set and names[name] != name
-    }
-    row_number = 0
+    Raises:
+        BadInputError: a file is no parquet, lacks a column, or has no pictures in it.
+    """
+    partitions: list[PicturePartition] = []
+    first_row = first_shard = 0
     for file in files:
-        table = read_parquet_columns(file, names | filters, required=required)
-        if not (pa.types.is_binary(table["image"].type) or pa.types.is_large_binary(table["image"].type)):
-            raise BadInputError(f"{file}: column {config.image!r} is {table['image'].type}, expected the bytes of pictures")
-        text = cast_text(table.select([name for name in table.column_names if name in URL_LIST_SCHEMA.names]), file)
-        wanted = [table[f"only:{column}"].cast(pa.string()).to_pylist() for column in config.only]
-        allowed = list(config.only.values())
-        for place in range(table.num_rows):
-            if any(column[place] not in values for column, values in zip(wanted, allowed, strict=True)):
-                continue
-            row = {name: text[name][place].as_py() for name in text.column_names}
-            image = table["image"][place].as_py() or b""
-            caption = row.get("caption") or ""
-            row |= {"row": row_number, "image": image, "caption": caption}
-            row["uid"] = row["uid"] if "uid" in row else derive_uid(hashlib.sha256(image).hexdigest(), caption)
-            if problem := check_uid(row["uid"]):
-                raise BadInputError(f"{file}: row {place}: uid {row['uid']!r} {problem}")
-            yield row
-            row_number += 1
+        sizes = _row_group_sizes(file, config)
+        version = f"{storage.size(file)} {storage.version_tag(file)}"
+        for row_groups in _cut(sizes, config.samples_per_partition):
+            num_rows = sum(sizes[group] for group in row_groups)
+            partitions.append(
+                PicturePartition(len(partitions), first_shard, file, version, tuple(row_groups), first_row, num_rows)
+            )
+            first_row += num_rows
+            first_shard += -(-num_rows // config.samples_per_shard)
+    return partitions
 
 
-def _in_shards(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
-    part: list[dict[str, Any]] = []
-    for row in rows:
-        part.append(row)
-        if len(part) == size:
+def _row_group_sizes(file: str, config: ImportConfig) -> list[int]:
+    """Rows of each row group, once it is clear that the pictures and captions are there."""
+    with storage.open_read(file) as opened:
+        try:
+            parquet = pq.ParquetFile(opened)
+            schema, metadata = parquet.schema_arrow, parquet.metadata
+        except (pa.ArrowException, OSError) as error:
+            raise BadInputError(f"{file} is not a readable parquet file: {error}") from error
+    image = column_names(config, schema.names, file=file)["image"]
+    if problem := picture_type_problem(schema.field(image).type):
+        raise BadInputError(f"{file}: column {image!r} {problem}")
+    return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+
+def _cut(sizes: Sequence[int], rows: int) -> Iterator[list[int]]:
+    """Runs of row groups with at most this many rows; a larger row group is one of its own."""
+    part: list[int] = []
+    for group, size in enumerate(sizes):
+        if part and sum(sizes[other] for other in part) + size > rows:
             yield part
             part = []
+        part.append(group)
     if part:
         yield part
 
 
-def _write_shard(
-    rows: list[dict[str, Any]], number: int, config: ImportConfig, *, output_uri: str
-) -> tuple[RawShard, list[dict[str, Any]]]:
-    """Tar, parquet and statistics, named as img2dataset names them."""
-    started = time.time()
-    name = f"{number:0{SHARD_NAME_DIGITS}d}"
-    folder = f"shards/{name}"
-    path = f"{folder}/{name}.tar"
-    buffer = io.BytesIO()
-    outcomes, metas = [], []
-    with webdataset.TarWriter(buffer, mtime=0, encoder=False) as writer:
-        for place, row in enumerate(rows):
-            image = row["image"]
-            key = f"{number:0{SHARD_NAME_DIGITS}d}{place:0{len(str(config.samples_per_shard))}d}"
-            record = {name: row.get(name) for name in ("row", "uid", "caption", "captions", *CARRIED)} | {"key": key}
-            outcome = {"row": row["row"], "uid": row["uid"], "sha256": hashlib.sha256(image).hexdigest(), "bytes": len(image)}
-            info, reason, detail = _probe(image, config)
-            if info is None:
-                outcome |= {"state": "failed", "reason": reason, "detail": detail}
-                metas.append(record | {"status": "failed_to_download", "error_message": f"[{reason}] {detail}"})
-            else:
-                writer.write({"__key__": key, images.SUFFIXES[info.format]: image, "json": json.dumps(record).encode()})
-                size = {"width": info.width, "height": info.height}
-                outcome |= {"state": "downloaded", "shard": path, "key": key, "format": info.format, **size}
-                metas.append(record | {"status": "success", "error_message": None})
-            outcomes.append(outcome)
-    data = buffer.getvalue()
-    storage.write_atomic(storage.join(output_uri, path), data)
-    _write_parquet(pa.Table.from_pylist(metas), storage.join(output_uri, folder, f"{name}.parquet"))
-    successes = sum(outcome["state"] == "downloaded" for outcome in outcomes)
-    stats = {
-        "count": len(rows),
-        "successes": successes,
-        "failed_to_download": len(rows) - successes,
-        "failed_to_resize": 0,
-        "duration": time.time() - started,
-        "start_time": started,
-        "end_time": time.time(),
-        "status_dict": dict(Counter(outcome.get("reason") or "success" for outcome in outcomes)),
-    }
-    storage.write_atomic(storage.join(output_uri, folder, f"{name}_stats.json"), json.dumps(stats, indent=1))
-    shard = RawShard(path=path, samples=successes, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-    return shard, outcomes
+def _rows_done(partitions: Sequence[PicturePartition], reports: dict[int, PartitionReport]) -> int:
+    return sum(partition.num_rows for partition in partitions if partition.number in reports)
 
 
-def _probe(image: bytes, config: ImportConfig) -> tuple[images.ImageInfo | None, str | None, str | None]:
-    """Format and size, or the word and the message for why there are none."""
-    if len(image) > config.max_bytes:
-        return None, "too_large", f"{len(image):,} bytes, more than the {config.max_bytes:,} allowed"
-    try:
-        return images.probe(image, max_pixels=config.max_pixels), None, None
-    except images.ImageError as error:
-        return None, error.reason, str(error)
+def _chosen(config: ImportConfig) -> str:
+    return " and ".join(f"{column} is {' or '.join(values)}" for column, values in config.only.items())
 
 
-def _write_parquet(table: pa.Table, uri: str) -> None:
-    buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer)
-    storage.write_atomic(uri, buffer.getvalue().to_pybytes())
+def _refuse_doubled(outcomes: pa.Table) -> None:
+    rows_of: dict[str, list[int]] = {}
+    for uid, row in zip(outcomes["uid"].to_pylist(), outcomes["row"].to_pylist(), strict=True):
+        rows_of.setdefault(uid, []).append(row)
+    doubled = {uid: rows for uid, rows in rows_of.items() if len(rows) > 1}
+    if doubled:
+        named = "; ".join(
+            f"{uid!r} in rows {', '.join(map(str, rows[:5]))}"
+            for uid, rows in itertools.islice(doubled.items(), MAX_NAMED_ROWS)
+        )
+        more = f", and {len(doubled) - MAX_NAMED_ROWS:,} more" if len(doubled) > MAX_NAMED_ROWS else ""
+        raise BadInputError(
+            f"{len(doubled):,} uid(s) are there twice: {named}{more} (counted from 0 over all files; without a column uid, "
+            "rows with the same picture and caption have the same). Remove the repetitions"
+        )

@@ -27,10 +27,11 @@ from data_prep.fan_out import TaskConfig
 from data_prep.fetch_policy import FetchPolicy
 from data_prep.opener import HardenedOpener, installed
 from data_prep.outcomes import collect_outcomes
-from data_prep.raw import OUTCOME_SCHEMA, RawShard
+from data_prep.partition_report import PartitionReport, finished_report, report_uri, write_finished
+from data_prep.raw import RawShard
 from infra import storage
 from infra.config import StrictModel, content_hash
-from infra.errors import CorruptArtefactError, DataLossError
+from infra.errors import DataLossError
 
 logger = logging.getLogger(__name__)
 
@@ -82,45 +83,6 @@ class Partition(NamedTuple):
         return hashlib.sha256(json.dumps(self.table.to_pydict(), ensure_ascii=False).encode()).hexdigest()
 
 
-class PartitionReport(StrictModel):
-    """Written last: its presence means that the partition is whole."""
-
-    partition: NonNegativeInt
-    requested: NonNegativeInt
-    downloaded: NonNegativeInt
-    failed: dict[str, int]
-    bytes: NonNegativeInt
-    seconds: float
-    shards: list[RawShard]
-    config_hash: str
-    rows_hash: str
-
-
-def report_uri(output_uri: str, partition: Partition) -> str:
-    return storage.join(output_uri, "partitions", f"{partition.name}.json")
-
-
-def outcomes_uri(output_uri: str, partition: Partition) -> str:
-    return storage.join(output_uri, "outcomes", f"{partition.name}.parquet")
-
-
-def finished_report(partition: Partition, config: DownloadConfig, *, output_uri: str) -> PartitionReport | None:
-    """The report of an earlier run, when it belongs to these very rows and settings; else None."""
-    uri = report_uri(output_uri, partition)
-    if not storage.exists(uri):
-        return None
-    try:
-        report = storage.read_model(uri, PartitionReport)
-    except CorruptArtefactError:
-        return None
-    same = report.config_hash == config.fingerprint() and report.rows_hash == partition.fingerprint()
-    whole = all(
-        storage.exists(tar := storage.join(output_uri, shard.path)) and storage.size(tar) == shard.bytes
-        for shard in report.shards
-    )
-    return report if same and whole and storage.exists(outcomes_uri(output_uri, partition)) else None
-
-
 def download_partition(partition: Partition, config: DownloadConfig, *, output_uri: str) -> PartitionReport:
     """Download the pictures of a partition; does nothing when that is done, and starts afresh when it was left half-done.
 
@@ -153,10 +115,7 @@ def download_partition(partition: Partition, config: DownloadConfig, *, output_u
         partition.table, shards, opener.records, output_uri=output_uri, folder=folder, max_pixels=config.policy.max_pixels
     )
     report = _report(partition, config, shards, outcomes, seconds=time.monotonic() - started)
-    buffer = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(outcomes, schema=OUTCOME_SCHEMA), buffer)
-    storage.write_atomic(outcomes_uri(output_uri, partition), buffer.getvalue().to_pybytes())
-    storage.write_atomic(report_uri(output_uri, partition), report.model_dump_json(indent=1))
+    write_finished(partition, report, outcomes, output_uri=output_uri)
     return report
 
 

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 import data_prep.curate
+import data_prep.import_pictures
 from data_prep.curate import KEEP_LIST_NAME, CurateConfig, CurateReport, curate
 from data_prep.dedup import DedupConfig
 from data_prep.filters import FilterConfig, filter_reason
-from data_prep.import_pictures import ImportConfig, import_pictures
+from data_prep.import_pictures import import_pictures
 from data_prep.manifest import VERIFIED_NAME, SampleRecord, read_manifest, verify_shards
+from data_prep.picture_partition import ImportConfig
 from data_prep.raw import read_download_report
 from data_prep.reshard import ReshardConfig, reshard
 from infra.errors import BadInputError, CorruptArtefactError, DataLossError
@@ -24,6 +26,7 @@ from tests.unit.data_helpers import no_progress, picture, read_table, run_here, 
 @pytest.fixture(autouse=True)
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_prep.curate, "fan_out", run_here)
+    monkeypatch.setattr(data_prep.import_pictures, "fan_out", run_here)
 
 
 def rows() -> list[dict[str, Any]]:
@@ -111,7 +114,7 @@ def test_an_unfinished_download_is_not_curated(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("left", [700, -10240, -1])
 def test_a_truncated_raw_shard_is_named(raw: str, left: int) -> None:
-    tar = Path(raw) / "shards/00001/00001.tar"
+    tar = Path(raw) / "shards/00000/00001.tar"
     tar.write_bytes(tar.read_bytes()[:left])
     with pytest.raises(CorruptArtefactError, match=r"00001\.tar .*truncated"):
         curated(raw)
@@ -156,7 +159,7 @@ def test_a_second_run_with_fewer_shards_leaves_no_old_ones(raw: str) -> None:
 
 def test_resharding_a_truncated_raw_shard_names_it_and_leaves_no_manifest(raw: str) -> None:
     keep, _ = curated(raw)
-    tar = Path(raw) / "shards/00001/00001.tar"
+    tar = Path(raw) / "shards/00000/00001.tar"
     tar.write_bytes(tar.read_bytes()[:2000])
     with pytest.raises(CorruptArtefactError, match=r"00001\.tar does not hold picture"):
         resharded(raw, keep, "shards")

@@ -7,7 +7,8 @@ import pytest
 
 import data_prep.partition
 from data_prep.fetch_policy import FetchPolicy
-from data_prep.partition import DownloadConfig, download_partition, outcomes_uri, report_uri
+from data_prep.partition import DownloadConfig, download_partition
+from data_prep.partition_report import outcomes_uri, report_uri
 from data_prep.raw import RawSample, read_raw_shard
 from infra.errors import DataLossError
 from tests.unit.data_helpers import body, one_partition, picture, read_table, sha256, status, url_rows, web_server

@@ -1,0 +1,92 @@
+"""What a finished partition leaves behind, downloaded or imported: its report, written last, and its part of the outcomes."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import NonNegativeInt
+
+from data_prep.raw import OUTCOME_SCHEMA, OUTCOMES_NAME, RawShard
+from infra import storage
+from infra.config import StrictModel
+from infra.errors import CorruptArtefactError
+
+
+class Identified(Protocol):
+    """Settings of which two are the same when their fingerprints are."""
+
+    def fingerprint(self) -> str: ...
+
+
+class AnyPartition(Identified, Protocol):
+    """Rows of a URL list, or of files with pictures inside."""
+
+    @property
+    def name(self) -> str: ...
+
+
+class PartitionReport(StrictModel):
+    """Written last: its presence means that the partition is whole."""
+
+    partition: NonNegativeInt
+    requested: NonNegativeInt
+    downloaded: NonNegativeInt
+    """Or imported."""
+    failed: dict[str, int]
+    bytes: NonNegativeInt
+    seconds: float
+    shards: list[RawShard]
+    config_hash: str
+    rows_hash: str
+
+
+def report_uri(output_uri: str, partition: AnyPartition) -> str:
+    return storage.join(output_uri, "partitions", f"{partition.name}.json")
+
+
+def outcomes_uri(output_uri: str, partition: AnyPartition) -> str:
+    return storage.join(output_uri, "outcomes", f"{partition.name}.parquet")
+
+
+def finished_report(partition: AnyPartition, config: Identified, *, output_uri: str) -> PartitionReport | None:
+    """The report of an earlier run, when it belongs to these very rows and settings; else None."""
+    uri = report_uri(output_uri, partition)
+    if not storage.exists(uri):
+        return None
+    try:
+        report = storage.read_model(uri, PartitionReport)
+    except CorruptArtefactError:
+        return None
+    same = report.config_hash == config.fingerprint() and report.rows_hash == partition.fingerprint()
+    whole = all(
+        storage.exists(tar := storage.join(output_uri, shard.path)) and storage.size(tar) == shard.bytes
+        for shard in report.shards
+    )
+    return report if same and whole and storage.exists(outcomes_uri(output_uri, partition)) else None
+
+
+def write_finished(
+    partition: AnyPartition, report: PartitionReport, outcomes: list[dict[str, Any]], *, output_uri: str
+) -> None:
+    """Write the outcomes (`raw.OUTCOME_SCHEMA`) of a partition, and last its report."""
+    write_table(pa.Table.from_pylist(outcomes, schema=OUTCOME_SCHEMA), outcomes_uri(output_uri, partition))
+    storage.write_atomic(report_uri(output_uri, partition), report.model_dump_json(indent=1))
+
+
+def gather_outcomes(partitions: Sequence[AnyPartition], output_uri: str) -> pa.Table:
+    """Write the outcomes of all partitions as one file; returns them."""
+    tables = []
+    for partition in partitions:
+        with storage.open_read(outcomes_uri(output_uri, partition)) as file:
+            tables.append(pq.read_table(file))
+    outcomes = pa.concat_tables(tables)
+    write_table(outcomes, storage.join(output_uri, OUTCOMES_NAME))
+    return outcomes
+
+
+def write_table(table: pa.Table, uri: str) -> None:
+    """Write a parquet file whole or not at all."""
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer)
+    storage.write_atomic(uri, buffer.getvalue().to_pybytes())
