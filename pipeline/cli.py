@@ -46,7 +46,7 @@ STATES: dict[State, str] = {
 
 @app.command(rich_help_panel=RUNS)
 def run(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Run everything that is not done yet: download, curate, shard, train, evaluate, register, export, serve.
+    """Run everything that is not done yet: download or import, curate, shard, train, evaluate, register, export, serve.
 
     A second run skips what is done, and a killed run goes on where it was.
     """
@@ -137,30 +137,19 @@ def serve(config: ConfigPath, overrides: Overrides = None) -> None:
 
 @app.command(rich_help_panel=DATA)
 def download(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Download the pictures of every dataset of a run."""
+    """Download the pictures of every dataset of a run whose source is URLs."""
     _run(config, overrides, until="download")
 
 
 @app.command("import", rich_help_panel=DATA)
-def import_(
-    parquet: Annotated[list[str], typer.Argument(help="Files with the pictures inside: columns image and caption")],
-    output: Annotated[str, typer.Option(help="Folder for the raw shards", metavar="FOLDER")],
-) -> None:
-    """Make raw shards from pictures that are embedded in parquet files."""
-    from data_prep.accounting import describe
-    from data_prep.import_pictures import ImportConfig, import_pictures
-
-    with ConsoleObserver().working("Import pictures") as progress:
-        report = import_pictures(
-            parquet, config=ImportConfig(), output_uri=output, progress=lambda done, total: progress(done, total, "pictures")
-        )
-    failed = f", {sum(report.failed.values()):,} failed: {describe(report.failed)}" if report.failed else ""
-    out.print(f"{report.downloaded:,} of {report.requested:,} pictures imported{failed} into {escape(output)}")
+def import_(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Import the pictures of every dataset that has them already: source {kind: pictures, uris: [pictures.parquet]}."""
+    _run(config, overrides, until="import")
 
 
 @app.command(rich_help_panel=DATA)
 def curate(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Filter and deduplicate, downloading first where needed."""
+    """Filter and deduplicate, and download or import first where that is not done."""
     _run(config, overrides, until="curate")
 
 

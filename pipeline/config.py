@@ -7,11 +7,13 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from data_prep.curate import CurateConfig
 from data_prep.partition import DownloadConfig
+from data_prep.picture_partition import ImportConfig
 from data_prep.reshard import ReshardConfig
 from data_prep.url_list import UrlListConfig
 from infra import storage
 from infra.cluster import ClusterConfig
 from infra.config import StrictModel, content_hash, parse_config
+from infra.errors import BadInputError
 from infra.tracking import TrackingConfig
 from serving.config import ServiceSettings
 from training.config import TrainConfig
@@ -37,13 +39,28 @@ class SampleSource(StrictModel):
     """Fixed, because it is part of the URLs: a resumed run must find the list it began with."""
 
 
-class DatasetConfig(StrictModel):
-    """From a source of URLs to training shards."""
+class PicturesSource(ImportConfig):
+    """Pictures of your own that are already here, inside parquet files: imported, and nothing is downloaded."""
 
-    source: Annotated[UrlListSource | SampleSource, Field(discriminator="kind")]
+    kind: Literal["pictures"]
+    uris: tuple[str, ...] = Field(min_length=1)
+    """Parquet files, or folders of them, local or in an object store."""
+
+
+class DatasetConfig(StrictModel):
+    """From URLs, or pictures, to training shards."""
+
+    source: Annotated[UrlListSource | PicturesSource | SampleSource, Field(discriminator="kind")]
     download: DownloadConfig = DownloadConfig()
+    """Of a source of URLs."""
     curate: CurateConfig = CurateConfig()
     shards: ReshardConfig = ReshardConfig()
+
+    @model_validator(mode="after")
+    def _download_has_a_use(self) -> Self:
+        if isinstance(self.source, PicturesSource) and self.download != DownloadConfig():
+            raise ValueError("nothing is downloaded from a source of kind pictures; remove the section download")
+        return self
 
 
 class ShowcaseConfig(StrictModel):
@@ -109,5 +126,9 @@ def load_run_config(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
     Raises:
         BadInputError: no such file, not YAML, or any setting is wrong; every problem is listed.
     """
-    text = storage.read_bytes(str(path)).decode()
+    try:
+        text = storage.read_bytes(str(path)).decode()
+    except UnicodeDecodeError as error:
+        hint = f"; name it in one as `source: {{kind: pictures, uris: [{path}]}}`" if path.suffix == ".parquet" else ""
+        raise BadInputError(f"{path} is no text, so no run configuration{hint}") from error
     return parse_config(text, RunConfig, source=str(path), overrides=overrides)

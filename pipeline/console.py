@@ -20,10 +20,7 @@ class ConsoleObserver:
         out.print(f"[green]✓[/] {escape(step.title)} [dim](done before)[/]\n    {escape(record.summary)}")
 
     def running(self, step: Step) -> "ConsoleStep":
-        return self.working(step.title)
-
-    def working(self, title: str) -> "ConsoleStep":
-        return ConsoleStep(title)
+        return ConsoleStep(step.title)
 
 
 class ConsoleStep:

@@ -1,42 +1,38 @@
-"""Steps from a source of URLs to training shards."""
+"""Steps from a source of URLs, or pictures, to training shards."""
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 from data_prep.accounting import describe
 from data_prep.curate import KEEP_LIST_NAME, curate
 from data_prep.download import download
+from data_prep.import_pictures import import_pictures
 from data_prep.partition import DownloadConfig
+from data_prep.raw import DownloadReport
 from data_prep.reshard import reshard
 from data_prep.sample.links import write_url_list
 from data_prep.sample.pictures import SAMPLE_URI
 from data_prep.sample.serve import serving_sample
-from data_prep.url_list import UrlListConfig
+from data_prep.url_list import UrlListConfig, parquet_files
 from infra import storage
+from infra.config import content_hash
 from infra.errors import BadInputError
-from pipeline.config import DatasetConfig, DatasetName, RunConfig, SampleSource
+from pipeline.config import DatasetConfig, DatasetName, PicturesSource, RunConfig, SampleSource, UrlListSource
 from pipeline.steps import Step, StepContext, StepRecord, StepResult
 
 
 def data_steps(config: RunConfig, name: DatasetName) -> list[Step]:
-    """Download, curate and reshard one dataset."""
+    """Download or import, curate and reshard one dataset."""
     dataset = config.datasets[name]
+    first = raw_step_name(config, name)
     return [
-        Step(
-            name=f"download-{name}",
-            title=f"Download the {name} pictures",
-            settings={"source": _source_identity(dataset), "download": dataset.download.model_dump(mode="json")},
-            reads=(),
-            work=lambda context: _download(context, name),
-            clean_start=False,
-            on_cluster=True,
-            check_done=lambda record: _check_list_unchanged(dataset, record),
-        ),
+        _import_step(dataset.source, name) if isinstance(dataset.source, PicturesSource) else _download_step(dataset, name),
         Step(
             name=f"curate-{name}",
             title=f"Filter and deduplicate the {name} pictures",
             settings=dataset.curate.model_dump(mode="json"),
-            reads=(f"download-{name}",),
+            reads=(first,),
             work=lambda context: _curate(context, name),
             on_cluster=True,
         ),
@@ -44,41 +40,89 @@ def data_steps(config: RunConfig, name: DatasetName) -> list[Step]:
             name=f"shard-{name}",
             title=f"Write the {name} shards",
             settings=dataset.shards.model_dump(mode="json"),
-            reads=(f"download-{name}", f"curate-{name}"),
+            reads=(first, f"curate-{name}"),
             work=lambda context: _shard(context, name),
         ),
     ]
+
+
+def raw_step_name(config: RunConfig, name: DatasetName) -> str:
+    """The step that makes the raw shards of a dataset."""
+    verb = "import" if isinstance(config.datasets[name].source, PicturesSource) else "download"
+    return f"{verb}-{name}"
+
+
+def _download_step(dataset: DatasetConfig, name: DatasetName) -> Step:
+    return Step(
+        name=f"download-{name}",
+        title=f"Download the {name} pictures",
+        settings={"source": _source_identity(dataset), "download": dataset.download.model_dump(mode="json")},
+        reads=(),
+        work=lambda context: _download(context, name),
+        clean_start=False,
+        on_cluster=True,
+        check_done=_check_inputs_unchanged,
+    )
+
+
+def _import_step(source: PicturesSource, name: DatasetName) -> Step:
+    return Step(
+        name=f"import-{name}",
+        title=f"Import the {name} pictures",
+        settings={"files": [identity for uri in source.uris for identity in _identities(uri)], "import": source.fingerprint()},
+        reads=(),
+        work=lambda context: _import(context, source),
+        clean_start=False,
+        on_cluster=True,
+        check_done=_check_inputs_unchanged,
+    )
 
 
 def _source_identity(dataset: DatasetConfig) -> Any:
     source = dataset.source
     if isinstance(source, SampleSource):
         return {**source.model_dump(mode="json"), "pictures": storage.fingerprint(SAMPLE_URI)}
-    # a remote list is known by its address, so that a plan needs no credentials; `_check_list_unchanged` does the rest
-    identity = storage.fingerprint(source.uri) if storage.is_local(source.uri) else source.uri
-    return {"columns": source.columns.model_dump(mode="json"), "list": identity}
+    assert isinstance(source, UrlListSource)
+    identities = _identities(source.uri)
+    return {"columns": source.columns.model_dump(mode="json"), "list": identities[0] if len(identities) == 1 else identities}
 
 
-def _list_version(dataset: DatasetConfig) -> str | None:
-    """What the store says of a remote list without reading it; None for a local one, whose content is in the address."""
-    source = dataset.source
-    return None if isinstance(source, SampleSource) or storage.is_local(source.uri) else storage.version_tag(source.uri)
+def _identities(uri: str) -> list[str]:
+    """What tells one version of an input from another: the content of a local file, or of the files of a folder.
+
+    A remote input is known by its address, so that a plan needs no credentials; `_check_inputs_unchanged` does the rest.
+    """
+    return [storage.fingerprint(file) for file in parquet_files(uri)] if storage.is_local(uri) else [uri]
 
 
-def _check_list_unchanged(dataset: DatasetConfig, record: StepRecord) -> None:
-    """Raises BadInputError when a remote list was changed in place after its download; silent when the store does not tell."""
-    before = record.facts.get("list_version")
-    now = _list_version(dataset) if before else None
-    if now and now != before:
-        raise BadInputError(
-            f"{dataset.source.uri} changed after it was downloaded ({before} then, {now} now); "  # type: ignore[union-attr]
-            "give the new list a name of its own, or remove what was made of the old one: hyperclip clean"
-        )
+def _versions(uris: Sequence[str]) -> dict[str, str | None]:
+    """What the store says of remote inputs without reading them; local ones have their content in the address."""
+    return {uri: _version(uri) for uri in uris if not storage.is_local(uri)}
+
+
+def _version(uri: str) -> str | None:
+    try:
+        files = storage.list_details(uri)
+    except Exception:  # no driver, no network, no credentials: each store has errors of its own
+        return None
+    return content_hash({name: list(found) for name, found in files.items()}) if files else storage.version_tag(uri)
+
+
+def _check_inputs_unchanged(record: StepRecord) -> None:
+    """Raises BadInputError when a remote input was changed in place after it was read; silent when the store does not tell."""
+    for uri, before in record.facts.get("input_versions", {}).items():
+        now = _version(uri) if before else None
+        if now and now != before:
+            raise BadInputError(
+                f"{uri} changed after it was read ({before} then, {now} now); "
+                "give the new one a name of its own, or remove what was made of the old one: hyperclip clean"
+            )
 
 
 def _download(context: StepContext, name: DatasetName) -> StepResult:
     dataset = context.config.datasets[name]
-    list_version = _list_version(dataset)  # before it is read: a change in between is then seen by the next run
+    # before it is read: a change in between is then seen by the next run
+    versions = _versions([dataset.source.uri]) if isinstance(dataset.source, UrlListSource) else {}
     with contextlib.ExitStack() as stack:
         settings: DownloadConfig = dataset.download
         if isinstance(dataset.source, SampleSource):
@@ -90,6 +134,7 @@ def _download(context: StepContext, name: DatasetName) -> StepResult:
             if not storage.exists(list_uri):
                 write_url_list(list_uri, split=name, base_url=base_url)
         else:
+            assert isinstance(dataset.source, UrlListSource)
             list_uri, columns = dataset.source.uri, dataset.source.columns
         report = download(
             settings,
@@ -98,16 +143,31 @@ def _download(context: StepContext, name: DatasetName) -> StepResult:
             output_uri=storage.join(context.output_uri, "raw"),
             progress=lambda done, total: context.progress(done, total, "pictures"),
         )
+    return _raw_result(report, "downloaded", versions)
+
+
+def _import(context: StepContext, source: PicturesSource) -> StepResult:
+    versions = _versions(source.uris)
+    report = import_pictures(
+        source.uris,
+        config=source,
+        output_uri=storage.join(context.output_uri, "raw"),
+        progress=lambda done, total: context.progress(done, total, "pictures"),
+    )
+    return _raw_result(report, "imported", versions)
+
+
+def _raw_result(report: DownloadReport, done: str, versions: dict[str, str | None]) -> StepResult:
     failed = sum(report.failed.values())
     return StepResult(
-        summary=f"{report.downloaded:,} of {report.requested:,} downloaded"
+        summary=f"{report.downloaded:,} of {report.requested:,} {done}"
         + (f", {failed:,} failed: {describe(report.failed)}" if failed else ""),
         facts={
             "requested": report.requested,
             "downloaded": report.downloaded,
             "failed": report.failed,
             "bytes": report.bytes,
-            "list_version": list_version,
+            "input_versions": versions,
         },
         metrics={"requested": report.requested, "downloaded": report.downloaded, "success_rate": report.success_rate}
         | {f"failed.{reason}": count for reason, count in report.failed.items()},
@@ -117,7 +177,7 @@ def _download(context: StepContext, name: DatasetName) -> StepResult:
 def _curate(context: StepContext, name: DatasetName) -> StepResult:
     report = curate(
         context.config.datasets[name].curate,
-        raw_uri=storage.join(context.inputs[f"download-{name}"], "raw"),
+        raw_uri=storage.join(context.inputs[raw_step_name(context.config, name)], "raw"),
         output_uri=context.output_uri,
         progress=lambda done, total: context.progress(done, total, "pictures"),
     )
@@ -134,7 +194,7 @@ def _curate(context: StepContext, name: DatasetName) -> StepResult:
 def _shard(context: StepContext, name: DatasetName) -> StepResult:
     manifest = reshard(
         context.config.datasets[name].shards,
-        raw_uri=storage.join(context.inputs[f"download-{name}"], "raw"),
+        raw_uri=storage.join(context.inputs[raw_step_name(context.config, name)], "raw"),
         keep_list_uri=storage.join(context.inputs[f"curate-{name}"], KEEP_LIST_NAME),
         output_uri=context.output_uri,
         progress=lambda done, total: context.progress(done, total, "samples"),

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_prep.manifest import read_manifest
 from data_prep.sample.links import write_url_list
 from data_prep.sample.serve import serving_sample
 from infra.cluster import ClusterConfig, connected
@@ -182,6 +183,39 @@ def test_a_list_where_everything_fails_says_why_and_is_tried_again(run: Run, tmp
         assert "only 0 of 21 pictures were downloaded: 0.0%" in ended.error
         assert "forbidden_address 20, bad_url 1" in ended.error
         assert run.done() == []
+
+
+# ---- pictures inside parquet files -----------------------------------------------------------------------------------
+
+
+def test_pictures_of_ones_own_become_shards_and_bad_ones_are_counted(run: Run, tmp_path: Path, ray_cluster: None) -> None:
+    rows: list[dict[str, object]] = [
+        {"picture": picture_bytes(40, 40, seed=i), "text": f"thing {i}", "split": "train"} for i in range(8)
+    ]
+    rows += [{"picture": b"<html>", "text": "a page", "split": "train"}, rows[0] | {"split": "test", "text": "not taken"}]
+    uri = write_rows(tmp_path / "pictures.parquet", rows)
+    source = {"kind": "pictures", "uris": [str(uri)], "columns": {"image": "picture", "caption": "text"}}
+    run.settings += [f"datasets.train.source={json.dumps(source | {'only': {'split': ['train']}})}"]
+    assert "remove the section download" in run("import").error
+    run.settings += ["datasets.train.download={}"]
+    ended = run("import")
+    assert ended.status == 0, ended.error
+    assert "Import the train pictures" in ended.output and "8 of 9 imported, 1 failed: not_an_image 1" in ended.output
+    assert "Download" not in ended.output
+    again = run("import")
+    assert "Import the train pictures (done before)" in again.output
+    runner.run(load_run_config(Path(QUICKSTART), tuple(run.settings)), ConsoleObserver(), until="shard-train")
+    assert run.done() == ["curate-train", "import-train", "shard-train"]
+    assert read_manifest(str(run.folder("shard-train"))).num_samples == 8
+
+
+def test_no_picture_that_can_be_used_fails_the_import(run: Run, tmp_path: Path, ray_cluster: None) -> None:
+    uri = write_rows(tmp_path / "pictures.parquet", [{"image": b"<html>", "caption": "a page"}])
+    run.settings += ["datasets.train.download={}", f"datasets.train.source={{kind: pictures, uris: ['{uri}']}}"]
+    ended = run("import")
+    assert ended.status == 1
+    assert "only 0 of 1 pictures could be used" in ended.error
+    assert run.done() == []
 
 
 # ---- damage between two steps ----------------------------------------------------------------------------------------

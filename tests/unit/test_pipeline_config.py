@@ -1,5 +1,6 @@
 """Run configurations and the addresses of steps."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from typer.testing import CliRunner
 from infra import storage
 from infra.errors import BadInputError
 from pipeline.cli import app
-from pipeline.config import load_run_config
+from pipeline.config import RunConfig, load_run_config
 from pipeline.runner import plan
 from pipeline.steps import RECORD_NAME, StepRecord
 
@@ -115,6 +116,50 @@ def test_a_plan_is_made_without_reaching_the_workspace() -> None:
     assert "cannot be reached from here" in result.output
 
 
+# ---- pictures of one's own --------------------------------------------------------------------------------------------
+
+
+def with_pictures(*uris: Path, **more: object) -> RunConfig:
+    source = {"kind": "pictures", "uris": [str(uri) for uri in uris], **more}
+    return load_run_config(QUICKSTART, ("datasets.train.download={}", f"datasets.train.source={json.dumps(source)}"))
+
+
+def test_pictures_are_a_source_known_by_its_content(tmp_path: Path) -> None:
+    a, b = tmp_path / "a.parquet", tmp_path / "b.parquet"
+    a.write_bytes(b"some pictures")
+    b.write_bytes(b"other pictures")
+    first = plan(with_pictures(a))
+    assert [entry.step.name for entry in first][:3] == ["import-train", "curate-train", "shard-train"]
+    assert first[0].step.title == "Import the train pictures"
+    assert first[1].step.reads == ("import-train",)
+    assert plan(with_pictures(b))[0].hash != first[0].hash
+    assert plan(with_pictures(a, columns={"caption": "text"}))[0].hash != first[0].hash
+    assert plan(with_pictures(a, tasks={"num_cpus": 2}))[0].hash == first[0].hash  # how, not what
+    b.write_bytes(a.read_bytes())
+    assert plan(with_pictures(b))[0].hash == first[0].hash
+    assert plan(with_pictures(a, b))[0].hash != first[0].hash
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    a.rename(folder / "a.parquet")
+    b.rename(folder / "b.parquet")
+    assert plan(with_pictures(folder))[0].hash == plan(with_pictures(folder / "a.parquet", folder / "b.parquet"))[0].hash
+
+
+def test_pictures_need_no_download_section_and_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match=r"none\.parquet does not exist"):
+        plan(with_pictures(tmp_path / "none.parquet"))
+    source = f"datasets.train.source={{kind: pictures, uris: ['{tmp_path}/a.parquet']}}"
+    with pytest.raises(BadInputError, match=r"datasets\.train: .*nothing is downloaded.*remove the section download"):
+        load_run_config(QUICKSTART, (source,))
+
+
+def test_a_parquet_in_place_of_a_configuration_is_told_where_it_belongs(tmp_path: Path) -> None:
+    path = tmp_path / "pictures.parquet"
+    path.write_bytes(b"PAR1\xff\xfe")
+    with pytest.raises(BadInputError, match=r"no run configuration; name it in one as `source: \{kind: pictures, uris: \["):
+        load_run_config(path)
+
+
 # ---- a list in an object store ---------------------------------------------------------------------------------------
 
 
@@ -124,11 +169,11 @@ def test_a_remote_list_that_changed_after_its_download_stops_the_run() -> None:
     config = load_run_config(QUICKSTART, (f"datasets.train.source={{kind: url_list, uri: '{uri}'}}",))
     step = plan(config)[0].step
     assert step.check_done is not None
-    record = StepRecord(step=step.name, summary="", facts={"list_version": storage.version_tag(uri)}, seconds=1)
+    record = StepRecord(step=step.name, summary="", facts={"input_versions": {uri: storage.version_tag(uri)}}, seconds=1)
     step.check_done(record)
     storage.write_atomic(uri, b"another list")
-    with pytest.raises(BadInputError, match=r"changed after it was downloaded.*hyperclip clean"):
+    with pytest.raises(BadInputError, match=r"changed after it was read.*hyperclip clean"):
         step.check_done(record)
     storage.remove(uri)  # a store that does not answer says nothing, and what was downloaded is still there
     step.check_done(record)
-    step.check_done(record.rebuilt(facts={"list_version": None}))
+    step.check_done(record.rebuilt(facts={"input_versions": {uri: None}}))
