@@ -7,6 +7,7 @@ see the same.
 """
 
 import io
+import re
 import struct
 import warnings
 from typing import Literal, NamedTuple
@@ -197,8 +198,12 @@ def _open(data: bytes) -> Image.Image:
     except (UnidentifiedImageError, *_DECODE_ERRORS) as error:
         if data.startswith(_MAGIC) or _webp_canvas(data):
             raise ImageError("truncated", f"picture of {len(data):,} bytes is damaged or ends early") from error
-        start = data[:12]
-        raise ImageError(
-            "not_an_image", f"{len(data):,} bytes are no JPEG, PNG or WebP picture (they start with {start!r})"
-        ) from error
+        raise ImageError("not_an_image", f"{len(data):,} bytes are no JPEG, PNG or WebP picture{_beginning(data)}") from error
     return image
+
+
+def _beginning(data: bytes) -> str:
+    """The first bytes for people: as text where they begin with some ("GIF89a", "<html>"), else in hex."""
+    text = re.match(rb"[ -~]{4,12}", data)
+    found = repr(text[0].decode("ascii")) if text else f"{data[:12].hex(' ')} (hex)"
+    return f"; they begin with {found}" if data else ""

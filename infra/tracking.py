@@ -222,18 +222,18 @@ class Tracker:
         """A version by number or by alias.
 
         Raises:
-            BadInputError: no such version.
+            BadInputError: no such model, or no such version of it; those that there are are named.
         """
         if not version.isdigit():
             if found := self.version_of(name, version):
                 return found
-            raise BadInputError(f"model {name!r} has no version under the alias {version!r}; versions: {self._known(name)}")
+            raise self._absent(name, f"under the alias {version!r}")
         try:
             return self._as_version(self._client.get_model_version(name, version))
         except self._mlflow.exceptions.MlflowException as error:
             if error.error_code not in _ABSENT:
                 raise
-            raise BadInputError(f"model {name!r} has no version {version}; versions: {self._known(name)}") from error
+            raise self._absent(name, version) from error
 
     # The tag `champions` lists the champions, oldest first, the present one last.  Each command below may be cut off between
     # two writes and run again: whenever the last of the list is not the champion, it is the one to go back to.
@@ -295,9 +295,13 @@ class Tracker:
             tags={key: str(value) for key, value in found.tags.items()},
         )
 
-    def _known(self, name: str) -> str:
+    def _absent(self, name: str, version: str) -> BadInputError:
+        if not self._client.search_registered_models(_filter({"name": name})):
+            models = ", ".join(sorted(model.name for model in self._client.search_registered_models())) or "none"
+            return BadInputError(f"there is no model {name!r} in {self.config.uri}; models: {models}")
         found = self._client.search_model_versions(_filter({"name": name}))
-        return ", ".join(sorted((str(v.version) for v in found), key=int)) or "none"
+        versions = ", ".join(sorted((str(v.version) for v in found), key=int)) or "none"
+        return BadInputError(f"model {name!r} has no version {version}; versions: {versions}")
 
 
 def _filter(attributes: Mapping[str, str], *, tags: Mapping[str, str] | None = None) -> str:

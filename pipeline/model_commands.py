@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
-from infra.errors import BadInputError
+from infra.errors import BadInputError, HyperClipError
 from pipeline.console import out
 
 if TYPE_CHECKING:
@@ -20,7 +21,12 @@ model_app = typer.Typer()
 
 Model = Annotated[str, typer.Argument(help="A bundle folder, models:/NAME@champion, or models:/NAME/VERSION", metavar="MODEL")]
 ModelName = Annotated[str, typer.Argument(help="Registered model", metavar="NAME")]
-TrackingUri = Annotated[str | None, typer.Option(help="MLflow to look the model up in; default MLFLOW_TRACKING_URI")]
+TrackingUri = Annotated[
+    str | None, typer.Option(help="MLflow to look the model up in; default: MLFLOW_TRACKING_URI", metavar="URI")
+]
+RunConfigPath = Annotated[
+    Path | None, typer.Option("--config", help="In place of --tracking-uri: the MLflow of this run", metavar="CONFIG")
+]
 Labels = Annotated[str, typer.Option(help="Class names with commas between, or @FILE with one a line")]
 LabelsOrNone = Annotated[str | None, typer.Option("--labels", help="Class names with commas between, or @FILE with one a line")]
 EncoderFolder = Annotated[
@@ -30,6 +36,7 @@ Templates = Annotated[
     list[str] | None, typer.Option("--template", help='A text with {} for the name, "a photo of a {}"; may be repeated')
 ]
 
+UNCUT = 1000
 MODELS, USE = "Models", "Classifiers"
 
 
@@ -40,21 +47,22 @@ MODELS, USE = "Models", "Classifiers"
 def promote(
     name: ModelName,
     version: Annotated[str, typer.Argument(help="Version number, or an alias such as candidate", metavar="VERSION")],
+    config: RunConfigPath = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Make a version the champion, which services serve."""
-    from pipeline.model_source import tracker_at
+    from pipeline.model_source import tracker_of
 
-    chosen = tracker_at(tracking_uri).promote(name, version)
+    chosen = tracker_of(tracking_uri=tracking_uri, config=config).promote(name, version)
     out.print(f"{chosen.name} version {chosen.version} is the champion.")
 
 
 @model_app.command(rich_help_panel=MODELS)
-def rollback(name: ModelName, tracking_uri: TrackingUri = None) -> None:
+def rollback(name: ModelName, config: RunConfigPath = None, tracking_uri: TrackingUri = None) -> None:
     """Make the champion before the present one the champion again."""
-    from pipeline.model_source import tracker_at
+    from pipeline.model_source import tracker_of
 
-    chosen = tracker_at(tracking_uri).rollback(name)
+    chosen = tracker_of(tracking_uri=tracking_uri, config=config).rollback(name)
     out.print(f"{chosen.name} version {chosen.version} is the champion again.")
 
 
@@ -67,6 +75,7 @@ def specialize(
     labels: Labels,
     output: Annotated[Path, typer.Option(help="New folder for the specialized encoder", metavar="FOLDER")],
     templates: Templates = None,
+    config: RunConfigPath = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Turn class names into a specialized encoder: a parameter delta of some tens of kilobytes."""
@@ -74,7 +83,7 @@ def specialize(
     from training.specialize import save_specialized
     from training.specialize import specialize as make
 
-    with opened_bundle(model, tracking_uri=tracking_uri) as bundle:
+    with opened_bundle(model, tracking_uri=tracking_uri, config=config) as bundle:
         encoder = make(bundle, _labels(labels), templates)
         save_specialized(encoder, output, bundle)
     size = sum(path.stat().st_size for path in output.iterdir())
@@ -84,47 +93,44 @@ def specialize(
 @model_app.command(rich_help_panel=USE)
 def classify(
     model: Model,
-    images: Annotated[list[Path], typer.Argument(help="JPEG, PNG or WebP files", metavar="IMAGE...")],
+    images: Annotated[list[Path], typer.Argument(help="JPEG, PNG or WebP files, or folders of them", metavar="IMAGE...")],
     labels: LabelsOrNone = None,
     encoder_folder: EncoderFolder = None,
     templates: Templates = None,
     top_k: Annotated[int, typer.Option(min=1, help="Labels shown for each picture")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs")] = False,
+    config: RunConfigPath = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Classify pictures here, without a service."""
-    import torch
+    """Classify pictures here, without a service.
 
+    A picture that cannot be read is reported in its place; the exit status is then 1, or 2 when none could be read.
+    """
+    from pipeline.classify import Unreadable, classify_files, picture_files
     from pipeline.model_source import opened_bundle
-    from training.preprocess import preprocess
 
-    table = Table("picture", "label", "score", "match", box=None, header_style="bold")
-    with opened_bundle(model, tracking_uri=tracking_uri) as bundle:
+    paths = picture_files(images)
+    table = Table(Column("picture", overflow="fold"), Column("label", overflow="fold"), "score", "match", box=None)
+    unreadable: list[Unreadable] = []
+    with opened_bundle(model, tracking_uri=tracking_uri, config=config) as bundle:
         encoder = _encoder(bundle, labels, templates, encoder_folder)
-        for path in images:
-            data = _read(path)
-            try:
-                picture = torch.from_numpy(preprocess(data, bundle.preprocess))
-            except BadInputError as error:
-                raise BadInputError(f"{path}: {error}") from error
-            scores = encoder.scores(bundle, picture[None])
-            best = scores.softmax[0].topk(min(top_k, len(encoder.task.labels)))
-            found = [
-                {
-                    "label": encoder.task.labels[place],
-                    "score": scores.softmax[0, place].item(),
-                    "match": scores.match[0, place].item(),
-                }
-                for place in best.indices.tolist()
-            ]
+        for found in classify_files(bundle, encoder, paths, top_k=top_k):
             if as_json:
-                sys.stdout.write(json.dumps({"picture": str(path), "predictions": found}) + "\n")
-            for number, one in enumerate(found):
-                table.add_row(
-                    "" if number else escape(str(path)), escape(str(one["label"])), f"{one['score']:.3f}", f"{one['match']:.3f}"
-                )
+                sys.stdout.write(json.dumps(found.as_json()) + "\n")
+            if isinstance(found, Unreadable):
+                unreadable.append(found)
+                table.add_row(escape(str(found.path)), f"[red]{escape(found.problem)}[/]", "", "")
+                continue
+            for number, one in enumerate(found.predictions):
+                name = "" if number else escape(str(found.path))
+                table.add_row(name, escape(one.label), f"{one.score:.3f}", f"{one.match:.3f}")
+    if len(paths) == len(unreadable) == 1:
+        raise BadInputError(f"{unreadable[0].path}: {unreadable[0].problem}")
     if not as_json:
-        out.print(table)
+        (out if out.is_terminal else Console(width=UNCUT)).print(table)  # a file or a pipe has no edge
+    if unreadable:
+        message = f"{len(unreadable):,} of {len(paths):,} pictures could not be read"
+        raise BadInputError(message) if len(unreadable) == len(paths) else HyperClipError(message)
 
 
 @model_app.command(rich_help_panel=USE)
@@ -134,13 +140,14 @@ def export(
     labels: LabelsOrNone = None,
     encoder_folder: EncoderFolder = None,
     templates: Templates = None,
+    config: RunConfigPath = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Write a specialized encoder as an ONNX package for a device; refused unless it computes what the model does."""
     from pipeline.model_source import opened_bundle
     from training.export import export_package
 
-    with opened_bundle(model, tracking_uri=tracking_uri) as bundle:
+    with opened_bundle(model, tracking_uri=tracking_uri, config=config) as bundle:
         report = export_package(bundle, _encoder(bundle, labels, templates, encoder_folder), output)
     out.print(
         f"{report.num_labels} labels, {report.model_bytes / 1e6:.1f} MB in {output}; how to use it: {output / 'README.md'}"

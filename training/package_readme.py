@@ -4,19 +4,28 @@ from training.parity import ParityCertificate
 
 USAGE = """\
 import json, sys
+from pathlib import Path
+
 import numpy as np, onnxruntime
 from PIL import Image, ImageOps
 
-prep, labels = json.load(open("preprocess.json")), json.load(open("labels.json", encoding="utf-8"))["labels"]
-picture = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGBA")
+if len(sys.argv) != 2:
+    sys.exit("usage: python classify.py PICTURE")
+here = Path(__file__).parent
+prep, labels = (json.loads((here / f"{name}.json").read_text(encoding="utf-8")) for name in ("preprocess", "labels"))
+try:
+    picture = ImageOps.exif_transpose(Image.open(sys.argv[1], formats=["JPEG", "PNG", "WEBP"])).convert("RGBA")
+except Exception as error:  # Pillow raises many kinds
+    sys.exit(f"cannot read {sys.argv[1]}: {error}")
 picture = Image.alpha_composite(Image.new("RGBA", picture.size, (*prep["background"], 255)), picture).convert("RGB")
 left, top = (picture.width - min(picture.size)) / 2, (picture.height - min(picture.size)) / 2
 box = (left, top, picture.width - left, picture.height - top)
 picture = picture.resize((prep["image_size"],) * 2, Image.Resampling.BICUBIC, box=box)
 pixels = (np.asarray(picture, np.float32) / 255 - np.float32(prep["mean"])) / np.float32(prep["std"])
-scores, match, _ = onnxruntime.InferenceSession("model.onnx").run(None, {"images": pixels.transpose(2, 0, 1)[None]})
+session = onnxruntime.InferenceSession(str(here / "model.onnx"))
+scores, match, _ = session.run(None, {"images": pixels.transpose(2, 0, 1)[None]})
 for i in (-scores[0]).argsort()[:5]:
-    print(f"{labels[i]}  score {scores[0, i]:.3f}  match {match[0, i]:.3f}")
+    print(f"{labels['labels'][i]}  score {scores[0, i]:.3f}  match {match[0, i]:.3f}")
 """
 
 _TEXT = """\

@@ -309,12 +309,17 @@ def test_an_empty_list_of_labels_is_refused(hyperclip: Command, bundle: str, tmp
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["classify", "nowhere", "PICTURE", "--labels", "a,b"], "bundle"),
-        (["classify", "BUNDLE", "missing.jpg", "--labels", "a,b"], "cannot read missing.jpg"),
+        (
+            ["classify", "nowhere", "PICTURE", "--labels", "a,b"],
+            "no bundle folder 'nowhere'; if it is the name of a registered",
+        ),
+        (["classify", "no/where", "PICTURE", "--labels", "a,b"], "no bundle folder 'no/where'\n"),
+        (["classify", "BUNDLE", "missing.jpg", "--labels", "a,b"], "missing.jpg: cannot be read: No such file"),
         (["classify", "BUNDLE", "PICTURE", "--labels", "@missing.txt"], "cannot read missing.txt"),
         (["classify", "models:/m@champion", "PICTURE", "--labels", "a,b"], "which MLflow?"),
         (["classify", "models:/m", "PICTURE", "--labels", "a,b"], "models:/NAME@ALIAS"),
         (["promote", "m", "1", "--tracking-uri", "sqlite:////nowhere/x.db"], "no MLflow database"),
+        (["promote", "m", "1", "--tracking-uri", "sqlite:////nowhere/x.db", "--config", QUICKSTART], "give one of them"),
     ],
 )
 def test_a_model_that_is_not_there_is_said_so(

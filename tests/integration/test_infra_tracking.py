@@ -185,10 +185,12 @@ def test_an_unknown_version_is_refused_with_the_known_ones(
         tracker.promote(versions[0].name, version)
 
 
-def test_an_unknown_model_has_no_versions(tracker: Tracker) -> None:
+@pytest.mark.parametrize("version", ["1", CHAMPION])
+def test_an_unknown_model_is_refused_with_the_known_ones(tracker: Tracker, versions: list[ModelVersion], version: str) -> None:
     assert tracker.version_of("nobody", CHAMPION) is None
-    with pytest.raises(BadInputError, match="versions: none"):
-        tracker.version("nobody", "1")
+    with pytest.raises(BadInputError, match="there is no model 'nobody' in .*; models: ") as caught:
+        tracker.version("nobody", version)
+    assert versions[0].name in str(caught.value)
 
 
 def test_tags_stay_with_the_version(tracker: Tracker, versions: list[ModelVersion]) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 import mlflow
 import pytest
 import sqlalchemy
+from typer.testing import CliRunner
 
 from infra.errors import BadInputError
 from infra.tracking import CANDIDATE, CHAMPION, ModelVersion, Tracker
+from pipeline.cli import app
 from serving.model_source import find_bundle
 from tests.unit.model_helpers import make_bundle
 from training.bundle import load_bundle
@@ -18,6 +20,7 @@ from training.evaluation.zero_shot import Accuracy, WayResult, ZeroShotResult
 from training.publish import PromotionDecision, decide, publish
 
 pytestmark = pytest.mark.integration
+QUICKSTART = Path(__file__).parents[2] / "pipeline" / "configs" / "quickstart.yaml"
 
 TASKS = "a" * 64
 
@@ -184,6 +187,26 @@ def test_a_champion_set_by_hand_in_mlflow_is_remembered(tracker: Tracker, versio
     mlflow.MlflowClient(tracking_uri=tracker.config.uri).set_registered_model_alias(versions, CHAMPION, "1")
     tracker.promote(versions, "4")
     assert [tracker.rollback(versions).version for _ in range(3)] == ["1", "3", "2"]
+
+
+def test_commands_find_mlflow_through_the_configuration_of_a_run(
+    tracker: Tracker, versions: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    config = tmp_path / "my-run.yaml"
+    text = QUICKSTART.read_text()
+    config.write_text(f"tracking: {tracker.config.model_dump_json()}\n{text}")
+    told = CliRunner().invoke(app, ["promote", versions, "4", "--config", str(config)])
+    assert told.output == f"{versions} version 4 is the champion.\n"
+    told = CliRunner().invoke(app, ["rollback", versions, "--config", str(config)])
+    assert told.output == f"{versions} version 3 is the champion again.\n"
+    refused = CliRunner().invoke(
+        app, ["export", "models:/none@champion", "--output", "x", "--labels", "a", "--config", str(config)]
+    )
+    assert f"there is no model 'none' in {tracker.config.uri}; models: " in str(refused.exception)
+    config.write_text(f"{text}\n".replace("runs/quickstart", f"{tmp_path}/other"))  # MLflow lies in the workspace
+    refused = CliRunner().invoke(app, ["rollback", versions, "--config", str(config)])
+    assert f"there is no MLflow database at sqlite:///{tmp_path}/other/mlflow/mlflow.db" in str(refused.exception)
 
 
 # ---- which model becomes the champion --------------------------------------------------------------------------------

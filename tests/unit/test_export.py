@@ -15,6 +15,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import ExifTags, Image
 from torch import Tensor, nn
 
 from infra.errors import BadInputError, ParityError
@@ -113,16 +114,25 @@ def test_the_certificate_is_about_this_file(exported: Exported) -> None:
     assert certificate.versions["onnxruntime"] == onnxruntime.__version__
 
 
-def test_the_readmes_code_classifies_without_ours(exported: Exported, tmp_path: Path) -> None:
-    readme = (exported.folder / "README.md").read_text()
+def classify_as_a_device_would(folder: Path, *arguments: str, cwd: Path, code: str = USAGE) -> subprocess.CompletedProcess[str]:
+    """The code of the package's README, saved beside the model as it says and called from another folder."""
+    readme = (folder / "README.md").read_text()
     assert f"```python\n{USAGE}```" in readme
-    data = picture_bytes(70, 50, mode="RGBA", seed=4)
-    (tmp_path / "picture.png").write_bytes(data)
-    run = subprocess.run(
-        [sys.executable, "-I", "-c", USAGE, str(tmp_path / "picture.png")],
-        cwd=exported.folder, capture_output=True, text=True, check=False, encoding="utf-8",
+    (cwd / "package").mkdir(exist_ok=True)
+    for name in ("model.onnx", "labels.json", "preprocess.json"):
+        (cwd / "package" / name).write_bytes((folder / name).read_bytes())
+    (cwd / "package" / "classify.py").write_text(code)
+    return subprocess.run(
+        [sys.executable, "-I", "package/classify.py", *arguments],
+        cwd=cwd, capture_output=True, text=True, check=False, encoding="utf-8",
         env={"PYTHONUTF8": "1", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
+
+
+def test_the_readmes_code_classifies_without_ours(exported: Exported, tmp_path: Path) -> None:
+    data = picture_bytes(70, 50, mode="RGBA", seed=4)
+    (tmp_path / "picture.png").write_bytes(data)
+    run = classify_as_a_device_would(exported.folder, "picture.png", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     image = torch.from_numpy(preprocess(data, exported.bundle.preprocess))[None]
     expected = exported.encoder.scores(exported.bundle, image).softmax[0]
@@ -130,6 +140,42 @@ def test_the_readmes_code_classifies_without_ours(exported: Exported, tmp_path: 
     assert printed.keys() == set(LABELS)
     for label, score in zip(LABELS, expected.tolist(), strict=True):
         assert abs(printed[label] - score) < 0.02  # three digits, and transparency is blended with another rounding
+
+
+@pytest.mark.parametrize("exported", NETWORKS[:1], indirect=True, ids=lambda network: network[0])
+@pytest.mark.parametrize("suffix", ["JPEG", "WEBP"])
+def test_a_device_turns_pictures_upright_as_the_service_does(exported: Exported, tmp_path: Path, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # as a phone held upright writes it
+    ramp = np.linspace(0, 255, 64, dtype=np.uint8)
+    pixels = np.stack(np.broadcast_arrays(ramp[None, :], ramp[::-1, None], np.uint8(90)), axis=2)  # looks other when turned
+    buffers = {}
+    for name, extra in (("turned", {"exif": exif}), ("flat", {})):
+        buffer = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, suffix, quality=95, **extra)
+        buffers[name] = buffer.getvalue()
+    (tmp_path / "photo").write_bytes(buffers["turned"])
+    before_the_model = USAGE.partition("session = ")[0] + 'np.save("pixels.npy", pixels.transpose(2, 0, 1))\n'
+    assert classify_as_a_device_would(exported.folder, "photo", cwd=tmp_path, code=before_the_model).returncode == 0
+    on_device = np.load(tmp_path / "pixels.npy")
+    served, not_turned = (preprocess(buffers[name], exported.bundle.preprocess) for name in ("turned", "flat"))
+    assert np.abs(on_device - served).max() < 0.05  # about three levels of 255: the two JPEG decoders differ by one or two
+    assert np.abs(on_device - not_turned).max() > 1
+
+
+@pytest.mark.parametrize("exported", NETWORKS[:1], indirect=True, ids=lambda network: network[0])
+def test_the_readmes_code_says_what_is_wrong_in_one_line(exported: Exported, tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("just text")
+    (tmp_path / "cut.png").write_bytes(picture_bytes(70, 50)[:200])
+    for arguments, says in (
+        ([], "usage: python classify.py PICTURE"),
+        (["none.jpg"], "cannot read none.jpg: "),
+        (["text.jpg"], "cannot read text.jpg: cannot identify image file"),
+        (["cut.png"], "cannot read cut.png: "),
+    ):
+        run = classify_as_a_device_would(exported.folder, *arguments, cwd=tmp_path)
+        assert run.returncode == 1 and run.stdout == ""
+        assert run.stderr.startswith(says) and run.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("exported", NETWORKS[:1], indirect=True, ids=lambda network: network[0])

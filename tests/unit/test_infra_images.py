@@ -139,6 +139,22 @@ def test_a_picture_that_ends_early_is_truncated(name: str, share: float) -> None
 
 
 @pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"Not found\n", "10 bytes are no JPEG, PNG or WebP picture; they begin with 'Not found'"),
+        (b"GIF89a\1\0", "; they begin with 'GIF89a'"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "; they begin with 00 00 00 0c 4a 58 4c 20 0d 0a 87 0a (hex)"),
+        (b"", "0 bytes are no JPEG, PNG or WebP picture"),
+    ],
+    ids=["text", "gif", "binary", "empty"],
+)
+def test_the_message_shows_the_beginning_as_people_read_it(data: bytes, says: str) -> None:
+    with pytest.raises(ImageError) as caught:
+        probe(data)
+    assert str(caught.value).endswith(says)
+
+
+@pytest.mark.parametrize(
     "data",
     [
         b"",

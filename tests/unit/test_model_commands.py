@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from infra.errors import BadInputError, CorruptArtefactError
+from infra.errors import BadInputError, CorruptArtefactError, HyperClipError
 from pipeline.cli import app
 from tests.unit.serving_helpers import make_bundle, picture
 
@@ -50,6 +50,46 @@ def test_a_stored_encoder_stands_for_its_labels(model: str, photo: str, tmp_path
     assert json.loads((package / "labels.json").read_text())["labels"] == ["cat", "dog, big"]
 
 
+def test_pictures_that_cannot_be_read_do_not_stop_the_others(model: str, photo: str, tmp_path: Path) -> None:
+    text, missing = tmp_path / "text.png", tmp_path / "missing.png"
+    text.write_text("text")
+    asked = [str(text), photo, str(missing)]
+    run = CliRunner().invoke(app, ["classify", model, *asked, "--labels", "cat,dog", "--json"])
+    assert isinstance(run.exception, HyperClipError) and run.exception.exit_code == 1
+    assert str(run.exception) == "2 of 3 pictures could not be read"
+    lines = [json.loads(line) for line in run.stdout.splitlines()]
+    assert [line["picture"] for line in lines] == asked
+    assert [sorted(line) for line in lines] == [["picture", "problem"], ["picture", "predictions"], ["picture", "problem"]]
+    assert "no JPEG" in lines[0]["problem"] and "No such file" in lines[2]["problem"]
+    table = CliRunner().invoke(app, ["classify", model, *asked, "--labels", "cat,dog"]).stdout
+    assert [row.split()[0] for row in table.splitlines() if not row.startswith(" " * 4)] == ["picture", *asked]
+    assert "No such file" in table
+    run = CliRunner().invoke(app, ["classify", model, str(text), str(missing), "--labels", "cat,dog"])
+    assert isinstance(run.exception, BadInputError) and run.exception.exit_code == 2
+    assert str(run.exception) == "2 of 2 pictures could not be read"
+
+
+def test_a_folder_stands_for_its_pictures_however_many(model: str, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(70):  # more than two batches
+        (folder / f"{number:02d}.PNG").write_bytes(picture(number % 3))
+    (folder / "05.PNG").write_bytes(b"damaged")
+    (folder / "notes.txt").write_text("no picture, and not meant as one")
+    run = CliRunner().invoke(app, ["classify", model, str(folder), "--labels", "cat,dog", "--json"])
+    assert str(run.exception) == "1 of 70 pictures could not be read"
+    lines = [json.loads(line) for line in run.stdout.splitlines()]
+    assert [Path(line["picture"]).name for line in lines] == [f"{number:02d}.PNG" for number in range(70)]
+    for number in (0, 1, 2):  # each picture has the scores it has alone, whatever its batch
+        (alone,) = json.loads(
+            called("classify", model, str(folder / f"{number:02d}.PNG"), "--labels", "cat,dog", "--json").stdout
+        )["predictions"][:1]
+        for line in lines[number::3]:
+            if "predictions" in line:
+                assert line["predictions"][0]["label"] == alone["label"]
+                assert line["predictions"][0]["score"] == pytest.approx(alone["score"], abs=1e-5)  # batches round otherwise
+
+
 def test_what_is_wrong_is_named(model: str, photo: str, tmp_path: Path) -> None:
     folder = tmp_path / "encoder"
     called("specialize", model, "--labels", "cat,dog", "--output", str(folder))
@@ -64,6 +104,8 @@ def test_what_is_wrong_is_named(model: str, photo: str, tmp_path: Path) -> None:
         ("No such file", ["classify", model, str(tmp_path / "none.png"), "--labels", "cat"]),
         ("No such file", ["classify", model, photo, "--labels", f"@{tmp_path / 'none.txt'}"]),
         ("holds no bundle.json", ["classify", str(tmp_path), photo, "--labels", "cat"]),
+        ("holds no file that ends in .jpg", ["classify", model, str(folder), "--labels", "cat"]),
+        ("say models:/my-model@champion", ["classify", "my-model", photo, "--labels", "cat"]),
         ("models:/NAME@ALIAS", ["classify", "models:/name", photo, "--labels", "cat"]),
         ("not an empty folder", ["specialize", model, "--labels", "cat", "--output", str(folder)]),
         ("not an empty folder", ["export", model, "--labels", "cat", "--output", str(folder)]),

@@ -1,0 +1,101 @@
+"""Classifying files: in batches, going on past the ones that cannot be read.
+
+Shapes: B pictures of a batch, C labels, S picture side.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from infra.errors import BadInputError
+from training.bundle import Bundle
+from training.preprocess import preprocess
+from training.specialize import SpecializedEncoder
+
+BATCH = 32
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+"""What is taken from a folder; a file that is named itself may be called anything."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    label: str
+    score: float
+    match: float
+
+
+@dataclass(frozen=True)
+class Classified:
+    path: Path
+    predictions: tuple[Prediction, ...]
+    """The best first."""
+
+    def as_json(self) -> dict[str, Any]:
+        return {"picture": str(self.path), "predictions": [asdict(prediction) for prediction in self.predictions]}
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    path: Path
+    problem: str
+
+    def as_json(self) -> dict[str, Any]:
+        return {"picture": str(self.path), "problem": self.problem}
+
+
+def picture_files(paths: Iterable[Path]) -> list[Path]:
+    """Files as they are given, and in place of a folder the pictures in it, by name.
+
+    Raises:
+        BadInputError: a folder without a picture.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        if not inside:
+            raise BadInputError(f"folder {path} holds no file that ends in {', '.join(SUFFIXES)}")
+        files += inside
+    return files
+
+
+def classify_files(
+    bundle: Bundle, encoder: SpecializedEncoder, paths: Sequence[Path], *, top_k: int
+) -> Iterator[Classified | Unreadable]:
+    """One result per file, in their order; memory holds one batch."""
+    waiting = iter(paths)
+    while batch := list(islice(waiting, BATCH)):
+        read = [_read(path, bundle) for path in batch]
+        images = [picture for picture in read if isinstance(picture, np.ndarray)]
+        predictions = iter(_predict(bundle, encoder, images, top_k=top_k) if images else [])
+        for path, picture in zip(batch, read, strict=True):
+            yield Unreadable(path, picture) if isinstance(picture, str) else Classified(path, next(predictions))
+
+
+def _read(path: Path, bundle: Bundle) -> np.ndarray | str:
+    """(3, S, S) float32, or what is wrong."""
+    try:
+        return preprocess(path.read_bytes(), bundle.preprocess)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    except BadInputError as error:
+        return str(error)
+
+
+def _predict(
+    bundle: Bundle, encoder: SpecializedEncoder, images: Sequence[np.ndarray], *, top_k: int
+) -> list[tuple[Prediction, ...]]:
+    labels = encoder.task.labels
+    scores = encoder.scores(bundle, torch.from_numpy(np.stack(images)))  # (B, C)
+    best = scores.softmax.topk(min(top_k, len(labels)))
+    return [
+        tuple(Prediction(labels[place], softmax[place].item(), match[place].item()) for place in places)
+        for places, softmax, match in zip(best.indices.tolist(), scores.softmax, scores.match, strict=True)
+    ]
