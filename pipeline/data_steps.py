@@ -200,8 +200,9 @@ def _shard(context: StepContext, name: DatasetName) -> StepResult:
         progress=lambda done, total: context.progress(done, total, "samples"),
     )
     size = sum(shard.bytes for shard in manifest.shards)
+    shards = "1 shard" if len(manifest.shards) == 1 else f"{len(manifest.shards):,} shards"
     return StepResult(
-        summary=f"{manifest.num_samples:,} samples in {len(manifest.shards)} shards, {size / 1e6:.1f} MB",
+        summary=f"{manifest.num_samples:,} samples in {shards}, {size / 1e6:.1f} MB",
         facts={"samples": manifest.num_samples, "shards": len(manifest.shards), "bytes": size},
         metrics={"samples": manifest.num_samples, "shards": len(manifest.shards), "bytes": size},
     )

@@ -10,11 +10,12 @@ from jinja2 import Environment, FileSystemLoader
 
 from infra import storage
 from infra.tracking import Tracker
-from pipeline.config import RunConfig
+from pipeline.config import DatasetName, RunConfig
+from pipeline.data_steps import raw_step_name
 from pipeline.model_steps import EVALUATION_NAME
 from pipeline.showcase_steps import PREDICTIONS_NAME, ServedPredictions
 from pipeline.steps import PlannedStep, StepRecord
-from training.evaluation.zero_shot import ZeroShotResult
+from training.evaluation.zero_shot import READINGS, Reading, WayResult, ZeroShotResult
 from training.metrics_log import read_metrics
 from training.shard_reader import ShardReader
 
@@ -36,7 +37,8 @@ def write_report(
     page = _template().render(
         config=config,
         steps=[(entry.step, records[entry.step.name]) for entry in planned],
-        funnels=[_funnel(name, records) for name in config.datasets],
+        funnels=[_funnel(config, name, records) for name in config.datasets],
+        verdicts=[verdict(way) for way in evaluation.ways],
         curves=_picture(_curves(metrics)),
         ways=_picture(_ways_plot(evaluation)),
         evaluation=evaluation,
@@ -53,15 +55,34 @@ def write_report(
     return uri
 
 
-def _funnel(name: str, records: Mapping[str, StepRecord]) -> dict[str, Any]:
-    """From rows of the list to samples in shards, with every loss by reason."""
-    download, curate = records[f"download-{name}"].facts, records[f"curate-{name}"].facts
-    lost = [("failed", reason, count) for reason, count in _most_first(download["failed"])]
+def verdict(way: WayResult) -> str:
+    """Whether specialization helped in tasks of one size, by the 95 % intervals: apart, or not to be told apart."""
+    specialized, neutral, swapped = (way.accuracy[reading] for reading in READINGS)
+    numbers = f"{specialized.mean:.1%} specialized, {neutral.mean:.1%} neutral, {swapped.mean:.1%} swapped"
+    if specialized.high < neutral.low:
+        says = "specialization does harm: it is below the neutral parameters"
+    elif specialized.low <= neutral.high:
+        says = "no gain from specialization can be told: its interval overlaps that of the neutral parameters"
+    elif specialized.low <= swapped.high:
+        says = "specialization is above the neutral parameters, but another task's names do as well: not a gain of the names"
+    else:
+        says = (
+            "specialization helps: it is above the neutral parameters and above another task's names, each beyond the intervals"
+        )
+    return f"With {way.num_ways} names {says} ({numbers})."
+
+
+def _funnel(config: RunConfig, name: DatasetName, records: Mapping[str, StepRecord]) -> dict[str, Any]:
+    """From rows of the source to samples in shards, with every loss by reason."""
+    first = raw_step_name(config, name)
+    raw, curate = records[first].facts, records[f"curate-{name}"].facts
+    lost = [("failed", reason, count) for reason, count in _most_first(raw["failed"])]
     lost += [("dropped", reason, count) for reason, count in _most_first(curate["dropped"])]
+    imported = first.startswith("import")
     return {
         "name": name,
-        "requested": download["requested"],
-        "downloaded": download["downloaded"],
+        "requested": f"{raw['requested']:,} {'pictures' if imported else 'URLs'}",
+        "downloaded": f"{raw['downloaded']:,} {'imported' if imported else 'downloaded'}",
         "kept": curate["kept"],
         "samples": records[f"shard-{name}"].facts["samples"],
         "lost": lost,
@@ -81,32 +102,36 @@ def _curves(metrics: list[dict[str, float]]) -> Any:
     right.plot(
         steps, [record["delta_variation"] for record in metrics], color="#ea580c", label="share that varies with the names"
     )
-    right.set(title="Generated parameters", xlabel="step")
-    right.legend(frameon=False)
+    right.set(title="Generated parameters", xlabel="step", ylim=(0, None))
+    figure.legend(loc="outside lower right", frameon=False, ncols=2)
     return figure
 
 
 def _ways_plot(evaluation: ZeroShotResult) -> Any:
+    from matplotlib.ticker import PercentFormatter
+
     figure, (axes,) = _figure(columns=1)
-    readings = {"specialized": "#2563eb", "neutral": "#64748b", "swapped": "#ea580c"}
+    colours: dict[Reading, str] = {"specialized": "#2563eb", "neutral": "#64748b", "swapped": "#ea580c"}
     width = 0.25
-    for place, (reading, colour) in enumerate(readings.items()):
-        found = [way.accuracy[reading] for way in evaluation.ways]  # type: ignore[index]
+    for place, (reading, colour) in enumerate(colours.items()):
+        found = [way.accuracy[reading] for way in evaluation.ways]
         centres = [number + (place - 1) * width for number in range(len(found))]
         errors = [[a.mean - a.low for a in found], [a.high - a.mean for a in found]]
         axes.bar(centres, [a.mean for a in found], width * 0.9, yerr=errors, capsize=3, color=colour, label=reading)
     for number, way in enumerate(evaluation.ways):
         axes.hlines(way.chance, number - 0.45, number + 0.45, color="black", linestyle="--", label=None if number else "chance")
     axes.set_xticks(range(len(evaluation.ways)), [f"{way.num_ways} names" for way in evaluation.ways])
-    axes.set(title="Zero-shot accuracy, 95 % intervals", ylim=(0, 1))
-    axes.legend(frameon=False, ncols=4, loc="upper center")
+    highest = max(accuracy.high for way in evaluation.ways for accuracy in way.accuracy.values())
+    axes.set(title="Zero-shot accuracy, 95 % intervals", ylim=(0, min(1, 1.1 * highest)))
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    figure.legend(loc="outside lower center", frameon=False, ncols=4)
     return figure
 
 
 def _figure(*, columns: int) -> tuple[Any, Any]:
     from matplotlib.figure import Figure  # no pyplot: it keeps figures and picks a display
 
-    figure = Figure(figsize=(5 * columns, 3.2), layout="constrained")
+    figure = Figure(figsize=(5.5 * columns, 3.6), layout="constrained")
     axes = figure.subplots(1, columns, squeeze=False)[0]
     for one in axes:
         one.spines[["top", "right"]].set_visible(False)

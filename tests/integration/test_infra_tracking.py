@@ -188,7 +188,7 @@ def test_an_unknown_version_is_refused_with_the_known_ones(
 @pytest.mark.parametrize("version", ["1", CHAMPION])
 def test_an_unknown_model_is_refused_with_the_known_ones(tracker: Tracker, versions: list[ModelVersion], version: str) -> None:
     assert tracker.version_of("nobody", CHAMPION) is None
-    with pytest.raises(BadInputError, match="there is no model 'nobody' in .*; models: ") as caught:
+    with pytest.raises(BadInputError, match=r"there is no model 'nobody' in .*; models: ") as caught:
         tracker.version("nobody", version)
     assert versions[0].name in str(caught.value)
 

@@ -12,7 +12,7 @@ import pytest
 from infra import storage
 from infra.tracking import Tracker, TrackingConfig
 from pipeline.config import RunConfig, load_run_config
-from pipeline.report import write_report
+from pipeline.report import verdict, write_report
 from pipeline.runner import plan
 from pipeline.showcase_steps import ServedPrediction, ServedPredictions
 from pipeline.steps import PlannedStep, StepRecord
@@ -162,6 +162,34 @@ def test_the_accuracies_are_those_of_the_evaluation(written: Written) -> None:
     ]
     assert [row[0] for row in rows] == ["10", "50"]
     assert f"{written.evaluation.num_pictures:,} held-out pictures of 374 concepts" in " ".join(written.page.text.split())
+
+
+def way_with(specialized: float, neutral: float, swapped: float) -> WayResult:
+    """Intervals of 2 points to each side."""
+    means = {"specialized": specialized, "neutral": neutral, "swapped": swapped}
+    accuracy = {reading: Accuracy(mean=mean, low=mean - 0.02, high=mean + 0.02) for reading, mean in means.items()}
+    return WayResult(num_ways=10, chance=0.1, num_tasks=7, num_predictions=9, num_pictures=9, accuracy=accuracy)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("means", "says"),
+    [
+        ((0.50, 0.45, 0.44), "With 10 names specialization helps"),
+        ((0.50, 0.45, 0.47), "not a gain of the names (50.0% specialized, 45.0% neutral, 47.0% swapped)"),
+        ((0.50, 0.47, 0.20), "no gain from specialization can be told"),
+        ((0.46, 0.47, 0.20), "no gain from specialization can be told"),
+        ((0.40, 0.45, 0.20), "specialization does harm"),
+    ],
+)
+def test_the_verdict_follows_from_the_intervals(means: tuple[float, float, float], says: str) -> None:
+    assert says in verdict(way_with(*means))
+
+
+def test_the_verdict_of_every_task_size_stands_in_the_report(written: Written) -> None:
+    text = " ".join(written.page.text.split())
+    for way in written.evaluation.ways:
+        assert verdict(way) in text
+    assert "so one seed" in text
 
 
 def test_every_lost_sample_is_counted_the_commonest_reason_first(written: Written) -> None:
