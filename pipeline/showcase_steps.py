@@ -1,6 +1,8 @@
 """Steps that use the trained model as its users will: exported for a device, and served over HTTP."""
 
-from typing import Literal
+import logging
+from collections import Counter
+from typing import Literal, NamedTuple
 
 from data_prep.manifest import SampleRecord
 from infra import storage
@@ -16,6 +18,8 @@ from training.bundle import load_bundle
 from training.export import export_package
 from training.shard_reader import ShardReader, open_shards
 from training.specialize import specialize
+
+logger = logging.getLogger(__name__)
 
 PREDICTIONS_NAME = "predictions.json"
 
@@ -93,45 +97,66 @@ def _export(context: StepContext, showcase: ShowcaseConfig) -> StepResult:
 
 
 def _serve(context: StepContext, showcase: ShowcaseConfig) -> StepResult:
-    chosen = pictures_of(open_shards(context.inputs["shard-evaluation"]), showcase)
+    reader = open_shards(context.inputs["shard-evaluation"])
+    chosen = pictures_of(reader, showcase)
+    if unseen := [label for label in showcase.labels if not chosen.matching[label]]:
+        logger.warning(
+            "no evaluation picture has the caption %s: %d of %d showcase.labels are not tried; put captions of your evaluation "
+            "pictures there", ", ".join(map(repr, unseen)), len(unseen), len(showcase.labels),
+        )  # fmt: skip
     version = str(context.facts["register"]["version"])
     # a port of its own: the service that people use may be up
     with running(serving_config(context.config, alias=version, port=0)) as base_url, ServingClient(base_url) as client:
         task = client.create_task(showcase.labels)
         found = []
-        for number, (sample, picture, record) in enumerate(chosen):
+        for number, (sample, picture, record) in enumerate(chosen.pictures):
             result = client.classify(task.task_id, [picture], top_k=1).results[0]
             if not result.predictions:
                 raise HyperClipError(f"the service did not classify sample {sample}: {result.problem}")
             best = result.predictions[0]
             found.append(ServedPrediction(sample=sample, truth=record.captions[0], predicted=best.label, score=best.score))
-            context.progress(number + 1, len(chosen), "pictures")
+            context.progress(number + 1, len(chosen.pictures), "pictures")
     served = ServedPredictions(
         task_id=task.task_id, model_version=task.model_version, labels=showcase.labels, predictions=tuple(found)
     )
     storage.write_atomic(storage.join(context.output_uri, PREDICTIONS_NAME), served.model_dump_json(indent=1))
     return StepResult(
         summary=f"{len(showcase.labels)} class names became an encoder; "
-        f"{served.num_right} of {len(found)} pictures right over HTTP",
+        f"{served.num_right} of {len(found)} pictures right over HTTP "
+        f"({chosen.matching.total():,} of {len(reader):,} evaluation pictures show one of the names)",
         facts={"task_id": task.task_id},
         metrics={"num_right": served.num_right, "num_pictures": len(found)},
     )
 
 
-def pictures_of(reader: ShardReader, showcase: ShowcaseConfig) -> list[tuple[int, bytes, SampleRecord]]:
+class ChosenPictures(NamedTuple):
+    pictures: list[tuple[int, bytes, SampleRecord]]
+    """The first ones, with their number in the evaluation shards."""
+    matching: Counter[str]
+    """Evaluation pictures by label, chosen or not."""
+
+
+def pictures_of(reader: ShardReader, showcase: ShowcaseConfig) -> ChosenPictures:
     """Evaluation pictures that show one of the labels.
 
     Raises:
         BadInputError: there is none.
     """
     wanted = set(showcase.labels)
-    found: list[tuple[int, bytes, SampleRecord]] = []
+    found = ChosenPictures([], Counter())
     for sample in range(len(reader)):
         picture, record = reader[sample]
-        if record.captions[0] in wanted and len(found) < showcase.num_pictures:
-            found.append((sample, picture, record))
-    if not found:
+        if record.captions[0] in wanted:
+            found.matching[record.captions[0]] += 1
+            if len(found.pictures) < showcase.num_pictures:
+                found.pictures.append((sample, picture, record))
+    if not found.pictures:
         raise BadInputError(
-            f"no evaluation picture has one of the captions {', '.join(showcase.labels)}; change showcase.labels"
+            f"none of the {len(reader):,} evaluation pictures has one of the captions {', '.join(showcase.labels)}; "
+            f"change showcase.labels to captions that they have, for example: {', '.join(_some_captions(reader))}"
         )
     return found
+
+
+def _some_captions(reader: ShardReader) -> list[str]:
+    return list(dict.fromkeys(reader[sample][1].captions[0] for sample in range(min(50, len(reader)))))[:5]
