@@ -14,7 +14,10 @@ if len(sys.argv) != 2:
 here = Path(__file__).parent
 prep, labels = (json.loads((here / f"{name}.json").read_text(encoding="utf-8")) for name in ("preprocess", "labels"))
 try:
-    picture = ImageOps.exif_transpose(Image.open(sys.argv[1], formats=["JPEG", "PNG", "WEBP"])).convert("RGBA")
+    picture = ImageOps.exif_transpose(Image.open(sys.argv[1], formats=["JPEG", "PNG", "WEBP"]))
+    if picture.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to white
+        picture = Image.fromarray((np.asarray(picture) // 256).astype(np.uint8))
+    picture = picture.convert("RGBA")
 except Exception as error:  # Pillow raises many kinds
     sys.exit(f"cannot read {sys.argv[1]}: {error}")
 picture = Image.alpha_composite(Image.new("RGBA", picture.size, (*prep["background"], 255)), picture).convert("RGB")

@@ -129,6 +129,16 @@ def classify_as_a_device_would(folder: Path, *arguments: str, cwd: Path, code: s
     )  # fmt: skip
 
 
+def pixels_on_device(folder: Path, picture: bytes, *, cwd: Path) -> np.ndarray:
+    """(3, S, S): what the README's code gives to the model."""
+    (cwd / "photo").write_bytes(picture)
+    before_the_model = USAGE.partition("session = ")[0] + 'np.save("pixels.npy", pixels.transpose(2, 0, 1))\n'
+    run = classify_as_a_device_would(folder, "photo", cwd=cwd, code=before_the_model)
+    assert run.returncode == 0, run.stderr
+    pixels: np.ndarray = np.load(cwd / "pixels.npy")
+    return pixels
+
+
 def test_the_readmes_code_classifies_without_ours(exported: Exported, tmp_path: Path) -> None:
     data = picture_bytes(70, 50, mode="RGBA", seed=4)
     (tmp_path / "picture.png").write_bytes(data)
@@ -154,13 +164,18 @@ def test_a_device_turns_pictures_upright_as_the_service_does(exported: Exported,
         buffer = io.BytesIO()
         Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, suffix, quality=95, **extra)
         buffers[name] = buffer.getvalue()
-    (tmp_path / "photo").write_bytes(buffers["turned"])
-    before_the_model = USAGE.partition("session = ")[0] + 'np.save("pixels.npy", pixels.transpose(2, 0, 1))\n'
-    assert classify_as_a_device_would(exported.folder, "photo", cwd=tmp_path, code=before_the_model).returncode == 0
-    on_device = np.load(tmp_path / "pixels.npy")
+    on_device = pixels_on_device(exported.folder, buffers["turned"], cwd=tmp_path)
     served, not_turned = (preprocess(buffers[name], exported.bundle.preprocess) for name in ("turned", "flat"))
     assert np.abs(on_device - served).max() < 0.05  # about three levels of 255: the two JPEG decoders differ by one or two
     assert np.abs(on_device - not_turned).max() > 1
+
+
+@pytest.mark.parametrize("exported", NETWORKS[:1], indirect=True, ids=lambda network: network[0])
+def test_a_device_reads_16_bit_grey_as_the_service_does(exported: Exported, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.linspace(0, 65535, 4096).reshape(64, 64).astype(np.uint16)).save(buffer, "PNG")
+    on_device = pixels_on_device(exported.folder, buffer.getvalue(), cwd=tmp_path)
+    assert np.abs(on_device - preprocess(buffer.getvalue(), exported.bundle.preprocess)).max() < 1e-5
 
 
 @pytest.mark.parametrize("exported", NETWORKS[:1], indirect=True, ids=lambda network: network[0])
