@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import webdataset
 from pydantic import Field, PositiveInt
 
 from data_prep.accounting import require_all_accounted
@@ -220,6 +219,8 @@ def _write_shard(
     rows: list[dict[str, Any]], number: int, config: ImportConfig, *, output_uri: str, folder: str
 ) -> tuple[RawShard, list[dict[str, Any]]]:
     """Tar, parquet and statistics, named as img2dataset names them."""
+    import webdataset  # here, as configurations are read where nothing is written
+
     started = time.time()
     name = f"{number:0{SHARD_NAME_DIGITS}d}"
     path = f"{folder}/{name}.tar"

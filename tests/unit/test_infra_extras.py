@@ -27,9 +27,20 @@ for module in modules:
     importlib.import_module(module)
 """
 MODULES = {
-    "data": ["data_prep.download", "data_prep.fan_out", "data_prep.partition", "data_prep.curate", "data_prep.reshard"],
+    "data": [
+        *("data_prep.download", "data_prep.fan_out", "data_prep.partition", "data_prep.curate", "data_prep.reshard"),
+        "data_prep.import_pictures",
+    ],
     # `hyperclip serve` is what the image starts, and its other commands on trained models should work there too
-    "serve": ["serving.app", "serving.client", "pipeline.cli", "pipeline.showcase_steps", "training.export"],
+    "serve": [
+        "serving.app",
+        "serving.client",
+        "pipeline.cli",
+        "pipeline.showcase_steps",
+        "pipeline.model_source",
+        "pipeline.classify",
+        "training.export",
+    ],
 }
 ABSENT = {
     "data": {"torch", "deepspeed", "timm", "onnxruntime"},
