@@ -1,15 +1,17 @@
 """Run configurations and the addresses of steps."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from infra import storage
 from infra.errors import BadInputError
 from pipeline.cli import app
-from pipeline.config import RunConfig, load_run_config
+from pipeline.config import DatasetConfig, RunConfig, load_run_config
 from pipeline.runner import plan
 from pipeline.steps import RECORD_NAME, StepRecord
 
@@ -154,6 +156,13 @@ def test_pictures_need_no_download_section_and_must_be_there(tmp_path: Path) -> 
     source = f"datasets.train.source={{kind: pictures, uris: ['{tmp_path}/a.parquet']}}"
     with pytest.raises(BadInputError, match=r"datasets\.train: .*nothing is downloaded.*remove the section download"):
         load_run_config(QUICKSTART, (source,))
+
+
+@pytest.mark.parametrize("guide", ["README.md", "docs/data.md"])
+def test_the_datasets_of_a_guide_are_valid(guide: str) -> None:
+    blocks = re.findall(r"^```yaml\n(.*?)^```$", (CONFIGS.parents[1] / guide).read_text(), re.MULTILINE | re.DOTALL)
+    datasets = [dataset for block in blocks for dataset in yaml.safe_load(block)["datasets"].values()]
+    assert {DatasetConfig.model_validate(dataset).source.kind for dataset in datasets} >= {"pictures"}
 
 
 def test_a_parquet_in_place_of_a_configuration_is_told_where_it_belongs(tmp_path: Path) -> None:
