@@ -7,13 +7,17 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_prep.accounting import describe, require_all_accounted
 from data_prep.audit import audit
 from data_prep.fan_out import absolute, fan_out
 from data_prep.partition import DownloadConfig, Partition, download_partition, shards_of
 from data_prep.partition_report import PartitionReport, finished_report, gather_outcomes, report_uri
-from data_prep.raw import REPORT_NAME, DownloadReport
+from data_prep.raw import OUTCOMES_NAME, REPORT_NAME, DownloadReport
 from data_prep.url_list import UrlList, UrlListConfig, read_url_list
 from infra import storage
 from infra.config import content_hash
@@ -22,6 +26,16 @@ from infra.errors import BadInputError, DataLossError
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
+MAX_NAMED_HOSTS = 5
+
+
+class TooFewDownloadedError(DataLossError):
+    """Fewer pictures came back than the configuration asks for."""
+
+    def __init__(self, message: str, *, setting: str) -> None:
+        super().__init__(message)
+        self.setting = setting
+        """Of `DownloadConfig`: the one to look at first."""
 
 
 def download(
@@ -33,7 +47,8 @@ def download(
 
     Raises:
         BadInputError: the list cannot be used, or the folder holds the download of another list.
-        DataLossError: too few pictures came back, or a row has no outcome.  Nothing is marked done then.
+        TooFewDownloadedError: too few pictures came back.  Nothing is marked done then.
+        DataLossError: a row has no outcome.  Nor then.
     """
     started = time.monotonic()
     output_uri = absolute(output_uri)
@@ -53,8 +68,8 @@ def download(
         reports[report.partition] = report
         done += report.requested
         progress(done, total)
-    _require_success_rate(config, partitions, reports, output_uri)
-    outcomes = gather_outcomes(partitions, output_uri)
+    outcomes = gather_outcomes(partitions, output_uri)  # first: they say what went wrong
+    _require_success_rate(config, partitions, reports, outcomes, output_uri)
     audited = audit(url_list.table, outcomes)
     require_all_accounted("download", seen=total, out=audited.downloaded, lost=audited.failed)
     result = DownloadReport(
@@ -100,7 +115,11 @@ def _claim(output_uri: str, url_list: UrlList, config: DownloadConfig) -> None:
 
 
 def _require_success_rate(
-    config: DownloadConfig, partitions: list[Partition], reports: dict[int, PartitionReport], output_uri: str
+    config: DownloadConfig,
+    partitions: list[Partition],
+    reports: dict[int, PartitionReport],
+    outcomes: pa.Table,
+    output_uri: str,
 ) -> None:
     requested = sum(report.requested for report in reports.values())
     downloaded = sum(report.downloaded for report in reports.values())
@@ -113,8 +132,23 @@ def _require_success_rate(
         report = reports[partition.number]
         if report.downloaded < max(1, config.min_success_rate * report.requested):
             storage.remove(report_uri(output_uri, partition))
-    raise DataLossError(
+    told = (
         f"only {downloaded:,} of {requested:,} pictures were downloaded: {downloaded / requested:.1%}, and the floor "
         f"(min_success_rate) is {config.min_success_rate:.1%}. Failed: {describe(failed)}. "
-        "Check the network and the list, or lower the floor"
+        f"What became of each row: {storage.join(output_uri, OUTCOMES_NAME)}. "
     )
+    if 2 * failed["forbidden_address"] > failed.total():
+        raise TooFewDownloadedError(
+            f"{told}Most of the addresses lie in a private network, from which only hosts are fetched that are named in "
+            f"policy.allowed_private_hosts; the list names {_forbidden_hosts(outcomes)}",
+            setting="policy.allowed_private_hosts",
+        )
+    raise TooFewDownloadedError(f"{told}Check the network and the list, or lower the floor", setting="min_success_rate")
+
+
+def _forbidden_hosts(outcomes: pa.Table) -> str:
+    """Where the forbidden rows point to, the commonest first."""
+    forbidden = outcomes.filter(pc.equal(outcomes["reason"], "forbidden_address"))
+    counts = Counter(urlsplit(url).netloc for url in forbidden["url"].to_pylist())
+    named = [host for host, _ in counts.most_common(MAX_NAMED_HOSTS)]
+    return ", ".join(named) + (f" and {len(counts) - len(named):,} more" if len(counts) > len(named) else "")

@@ -12,6 +12,9 @@ from infra import storage
 from infra.config import StrictModel
 from infra.errors import CorruptArtefactError
 
+PARTITIONS = "partitions"
+"""Folder of the partitions' reports."""
+
 
 class Identified(Protocol):
     """Settings of which two are the same when their fingerprints are."""
@@ -42,7 +45,7 @@ class PartitionReport(StrictModel):
 
 
 def report_uri(output_uri: str, partition: AnyPartition) -> str:
-    return storage.join(output_uri, "partitions", f"{partition.name}.json")
+    return storage.join(output_uri, PARTITIONS, f"{partition.name}.json")
 
 
 def outcomes_uri(output_uri: str, partition: AnyPartition) -> str:
@@ -64,6 +67,11 @@ def finished_report(partition: AnyPartition, config: Identified, *, output_uri: 
         for shard in report.shards
     )
     return report if same and whole and storage.exists(outcomes_uri(output_uri, partition)) else None
+
+
+def num_finished(output_uri: str) -> int:
+    """Partitions that attempts before have finished, by the names of their reports alone."""
+    return len(storage.list_files(storage.join(output_uri, PARTITIONS), suffix=".json"))
 
 
 def write_finished(

@@ -114,6 +114,24 @@ def read_url_list(uri: str, config: UrlListConfig) -> UrlList:
     return UrlList(pa.table(checked, schema=URL_LIST_SCHEMA))
 
 
+def check_columns(uri: str, config: UrlListConfig) -> None:
+    """Refuse a list whose columns cannot be used, by their names and types alone: no row is read.
+
+    Raises:
+        BadInputError: as `read_url_list`, for what the footers of the files tell.
+    """
+    wanted, required = _columns(config)
+    for file_uri in parquet_files(uri):
+        with storage.open_read(file_uri) as file:
+            try:
+                schema = pq.read_schema(file)
+            except (pa.ArrowException, OSError) as error:
+                raise BadInputError(f"{file_uri} is not a readable parquet file: {error}") from error
+        names = _names_there(schema, wanted, required=required, uri=file_uri)
+        rows = schema.empty_table()
+        cast_text(pa.table({ours: rows[theirs] for ours, theirs in names.items()}), file_uri)
+
+
 def derive_uid(url: str, caption: str) -> str:
     """The uid of a row that has none: 128 bits of the SHA-256 of its URL and caption."""
     return hashlib.sha256(f"{url}\n{caption}".encode()).hexdigest()[:32]
@@ -141,18 +159,22 @@ def read_parquet_columns(uri: str, wanted: dict[str, str], *, required: set[str]
     """
     with storage.open_read(uri) as file:
         try:
-            present = pq.read_schema(file).names
-            missing = [theirs for ours, theirs in wanted.items() if ours in required and theirs not in present]
-            if missing:
-                raise BadInputError(
-                    f"{uri} has no column {', '.join(map(repr, missing))}; its columns are: {', '.join(present) or 'none'}"
-                )
-            names = {ours: theirs for ours, theirs in wanted.items() if theirs in present}
+            names = _names_there(pq.read_schema(file), wanted, required=required, uri=uri)
             file.seek(0)
             table = pq.read_table(file, columns=list(dict.fromkeys(names.values())))
         except (pa.ArrowException, OSError) as error:
             raise BadInputError(f"{uri} is not a readable parquet file: {error}") from error
     return pa.table({ours: table[theirs] for ours, theirs in names.items()})
+
+
+def _names_there(schema: pa.Schema, wanted: dict[str, str], *, required: set[str], uri: str) -> dict[str, str]:
+    """Those of `wanted` that are there.  Raises BadInputError when a required one is not."""
+    missing = [theirs for ours, theirs in wanted.items() if ours in required and theirs not in schema.names]
+    if missing:
+        raise BadInputError(
+            f"{uri} has no column {', '.join(map(repr, missing))}; its columns are: {', '.join(schema.names) or 'none'}"
+        )
+    return {ours: theirs for ours, theirs in wanted.items() if theirs in schema.names}
 
 
 def check_uid(uid: str | None) -> str | None:
@@ -164,11 +186,16 @@ def check_uid(uid: str | None) -> str | None:
     return None if _SAFE_UID.fullmatch(uid) else "has characters other than letters, digits, '_', '-' and inner '/'"
 
 
-def _read_columns(uri: str, config: UrlListConfig) -> pa.Table:
+def _columns(config: UrlListConfig) -> tuple[dict[str, str], set[str]]:
+    """Our name -> the list's name, and which of them must be there."""
     wanted: dict[str, str] = {"url": config.url, "caption": config.caption}
     wanted |= {name: getattr(config, name) for name in OPTIONAL_COLUMNS}
     # a name someone wrote down must be there; a default that is absent only means that the list has no such column
-    required = {"url", "caption"} | {name for name in config.model_fields_set if getattr(config, name) != name}
+    return wanted, {"url", "caption"} | {name for name in config.model_fields_set if getattr(config, name) != name}
+
+
+def _read_columns(uri: str, config: UrlListConfig) -> pa.Table:
+    wanted, required = _columns(config)
     tables = [read_parquet_columns(file, wanted, required=required) for file in parquet_files(uri)]
     common = [name for name in tables[0].column_names if all(name in table.column_names for table in tables)]
     return pa.concat_tables([cast_text(table.select(common), uri) for table in tables])

@@ -5,6 +5,7 @@ Ray is imported when it is needed, so that reading a configuration does not pay 
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -39,6 +40,8 @@ def connected(config: ClusterConfig) -> Iterator[None]:
     """Connect to Ray, and disconnect (ending an own cluster) at the end.  A connection already there is used as it is."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.update(WORKER_ENVIRONMENT)
+    if not sys.stdout.isatty():
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # Ray's own lines, which it colours in files too
     import ray
 
     if ray.is_initialized():

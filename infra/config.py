@@ -35,6 +35,18 @@ def content_hash(value: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def flattened(config: BaseModel, *, prefix: str = "") -> dict[str, str]:
+    """Every setting as text under its path, `optimizer.learning_rate`; what is no section of ours is JSON."""
+    found: dict[str, str] = {}
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            found |= flattened(value, prefix=f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value if isinstance(value, str) else json.dumps(value)
+    return found
+
+
 def parse_config(text: str, model: type[Config], *, source: str, overrides: Sequence[str] = ()) -> Config:
     """Validate YAML text once, after applying `a.b=value` overrides (values are YAML too).
 

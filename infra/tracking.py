@@ -5,6 +5,7 @@ environment variables (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, MLFLO
 """
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from infra.errors import BadInputError, HyperClipError
 
 CANDIDATE = "candidate"
 CHAMPION = "champion"
-MAX_METRIC_ROWS = 1000
+MAX_METRIC_ROWS, MAX_PARAMS = 1000, 100
 """MLflow takes no more in one call."""
 _CHAMPIONS = "champions"
 _MAX_CHAMPIONS = 100  # a tag of MLflow holds 5,000 characters
@@ -89,11 +90,14 @@ class Tracker:
             raise TrackingUnavailableError(f"MLflow at {config.uri} cannot be used: {reason}") from error
 
     def start_run(self, name: str, *, parent_run_id: str | None = None, params: Mapping[str, Any] | None = None) -> str:
-        """Create a run, a child when `parent_run_id` is given; returns its id."""
+        """Create a run, a child when `parent_run_id` is given; returns its id.  MLflow cuts params after 6,000 characters."""
+        from mlflow.entities import Param
+
         tags = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
         run = self._client.create_run(self.experiment_id, run_name=name, tags=tags)
-        for key, value in (params or {}).items():
-            self._client.log_param(run.info.run_id, key, value)
+        everything = [Param(key, str(value)) for key, value in (params or {}).items()]
+        for start in range(0, len(everything), MAX_PARAMS):
+            self._client.log_batch(run.info.run_id, params=everything[start : start + MAX_PARAMS])
         return str(run.info.run_id)
 
     def resume_run(self, run_id: str) -> bool:
@@ -176,9 +180,11 @@ class Tracker:
             if str(model.status) == "READY":
                 return str(model.model_uri)
             self._client.delete_logged_model(model.model_id)
-        signature = runpy.run_path(str(code))["SIGNATURE"]
         requirements = [f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "timm", "safetensors")]
-        with self.active(run_id):
+        with self.active(run_id), warnings.catch_warnings():
+            # MLflow asks for type hints in place of the signature that is given
+            warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
+            signature = runpy.run_path(str(code))["SIGNATURE"]
             info = self._mlflow.pyfunc.log_model(
                 name="bundle",
                 python_model=str(code),

@@ -1,25 +1,26 @@
 """The `hyperclip` command."""
 
+import importlib.metadata
 import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.logging import RichHandler
 from rich.markup import escape
 
-from infra.errors import CorruptArtefactError, HyperClipError
-from pipeline.console import ConsoleObserver, err, out
+from infra.errors import BadInputError, HyperClipError
+from pipeline.console import ConsoleObserver, err, out, took
 from pipeline.model_commands import model_app
+from pipeline.pasteable import pasteable
 
 if TYPE_CHECKING:
-    from pipeline.steps import PlannedStep
+    from pipeline.steps import State
 
 app = typer.Typer(
     name="hyperclip",
-    help="Turn web image-text pairs into zero-shot image classifiers made to order.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -29,16 +30,38 @@ app = typer.Typer(
 ConfigPath = Annotated[Path, typer.Argument(help="Run configuration, e.g. pipeline/configs/quickstart.yaml", metavar="CONFIG")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Change one setting: training.num_steps=500; may be repeated", metavar="A.B=VALUE"),
+    typer.Option(
+        "--set",
+        help="Change one setting: training.num_steps=500; may be repeated. `hyperclip settings` lists them",
+        metavar="A.B=VALUE",
+    ),
 ]
 RUNS, DATA = "Runs", "Single steps"
-State = Literal["done", "begun", "to do", "unknown"]
-STATES: dict[State, str] = {
+MLFLOW_ADDRESS = "http://127.0.0.1:5000"
+"""Where `mlflow server` listens unless it is told otherwise."""
+INTERRUPTED = 130
+"""Exit status after Ctrl-C; Typer makes it of a KeyboardInterrupt, and says nothing."""
+STATES: dict["State", str] = {
     "done": "[green]done [/]",
     "begun": "[yellow]begun[/]",
     "to do": "to do",
     "unknown": "[dim]?    [/]",
 }
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"hyperclip {importlib.metadata.version('hyperclip')}")
+        raise typer.Exit
+
+
+@app.callback()
+def hyperclip(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and end", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """Turn web image-text pairs into zero-shot image classifiers made to order."""
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
@@ -61,7 +84,7 @@ def plan(config: ConfigPath, overrides: Overrides = None) -> None:
 
     settings = load_run_config(config, tuple(overrides or ()))
     planned = plan_run(settings)
-    states = [_state_of(entry) for entry in planned]
+    states = [entry.state for entry in planned]
     for entry, state in zip(planned, states, strict=True):
         out.print(f"{STATES[state]}  {escape(entry.step.title)}\n       [dim]{escape(entry.output_uri)}[/]")
     out.print(f"MLflow: {escape(settings.resolved_tracking.uri)}")
@@ -71,42 +94,75 @@ def plan(config: ConfigPath, overrides: Overrides = None) -> None:
 
 @app.command(rich_help_panel=RUNS)
 def status(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Show what each finished step made."""
+    """Show what each finished step made, and where a step that was cut off would go on."""
     from pipeline.config import load_run_config
     from pipeline.runner import plan as plan_run
 
     planned = plan_run(load_run_config(config, tuple(overrides or ())))
     for entry in planned:
         record = entry.record
-        out.print(f"{STATES[_state_of(entry)]}  {escape(entry.step.title)}")
+        out.print(f"{STATES[entry.state]}  {escape(entry.step.title)}")
         if record:
-            out.print(f"       {escape(record.summary)} [dim]({record.seconds:.0f} s)[/]")
+            out.print(f"       {escape(record.summary)} [dim]({took(record)})[/]")
+        elif so_far := entry.so_far:
+            out.print(f"       goes on {escape(so_far)}")
     done = sum(entry.record is not None for entry in planned)
-    out.print(f"{done} of {len(planned)} steps done" + ("" if done == len(planned) else f"; continue: hyperclip run {config}"))
+    out.print(
+        f"{done} of {len(planned)} steps done"
+        + ("" if done == len(planned) else f"; continue: {escape(_command('run', config, overrides))}")
+    )
 
 
 @app.command(rich_help_panel=RUNS)
 def clean(
     config: ConfigPath,
     overrides: Overrides = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All that any configuration made in this workspace, and the tasks of the service")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask")] = False,
 ) -> None:
-    """Remove what the steps of this configuration made.  MLflow runs and registered models stay."""
+    """Remove what the steps of this configuration made, and its report.  MLflow runs and registered models stay."""
     from infra import storage
+    from pipeline.cleaning import made_by, made_by_any, of_other_configurations
     from pipeline.config import load_run_config
-    from pipeline.runner import plan as plan_run
+    from pipeline.runner import only_run_in
 
-    begun = [entry.output_uri for entry in plan_run(load_run_config(config, tuple(overrides or ()))) if entry.begun]
-    if not begun:
-        out.print("Nothing to remove.")
-        return
-    for uri in begun:
-        out.print(f"  {escape(uri)}")
-    if not yes and not typer.confirm(f"Remove these {len(begun)} folders?"):
-        raise typer.Exit(1)
-    for uri in reversed(begun):  # what reads comes before what is read, so that no done step has lost its input
-        storage.remove(uri)
-    out.print(f"Removed {len(begun)} folders.")
+    settings = load_run_config(config, tuple(overrides or ()))
+    found = made_by_any(settings.workspace_uri) if everything else made_by(settings)
+    if found:
+        with only_run_in(settings.workspace_uri):
+            for uri in found:
+                out.print(f"  {escape(uri)}")
+            if not yes and not typer.confirm(f"Remove these {len(found)} files and folders?"):
+                raise typer.Exit(1)
+            for uri in found:
+                storage.remove(uri)
+    out.print(f"Removed {len(found)} files and folders." if found else "Nothing to remove.")
+    out.print(f"MLflow's runs and models stay: {escape(settings.resolved_tracking.uri)}")
+    if not everything and (others := of_other_configurations(settings)):
+        out.print(f"{len(others)} step folders of other configurations stay; --all removes them too:")
+        for uri in others:
+            out.print(f"  [dim]{escape(uri)}[/]")
+
+
+@app.command(rich_help_panel=RUNS)
+def settings(
+    part: Annotated[
+        str, typer.Argument(help="Only those with this in their path, e.g. training.optimizer", metavar="PART")
+    ] = "",
+) -> None:
+    """List the settings of a run configuration: path, value when absent, and what it means."""
+    from pipeline.config import RunConfig
+    from pipeline.settings import list_settings
+
+    found = [setting for setting in list_settings(RunConfig) if part in setting.path]
+    if not found:
+        raise BadInputError(f"no setting has {part!r} in its path; `hyperclip settings` lists them all")
+    for setting in found:
+        out.print(f"[bold]{escape(setting.path)}[/]  [dim]{escape(setting.value)}[/]")
+        if setting.meaning:
+            out.print(f"    {escape(setting.meaning)}")
 
 
 @app.command(rich_help_panel=RUNS)
@@ -119,9 +175,13 @@ def serve(config: ConfigPath, overrides: Overrides = None) -> None:
     from infra.tracking import CHAMPION
     from pipeline.config import load_run_config
     from pipeline.showcase_steps import serving_config
-    from serving.launch import running
+    from serving.launch import PortTakenError, checked_port, running
 
     settings = load_run_config(config, tuple(overrides or ()))
+    try:
+        checked_port(settings.serving.host, settings.serving.port)  # before Ray is started for nothing
+    except PortTakenError as error:
+        raise BadInputError(f"{error}; choose another: --set serving.port={settings.serving.port + 1}") from error
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -129,6 +189,7 @@ def serve(config: ConfigPath, overrides: Overrides = None) -> None:
     with connected(settings.cluster), running(serving_config(settings, alias=CHAMPION)) as base_url:
         out.print(f"Serving on {base_url}  (page: {base_url}/, interface: {base_url}/openapi.json).  Ctrl-C ends it.")
         stop.wait()
+        out.print("Stopping …")
     out.print("Stopped.")
 
 
@@ -190,21 +251,17 @@ def _run(config: Path, overrides: list[str] | None, *, until: str | None) -> Non
         out.print(f"[bold]Model[/]   models:/{facts['name']}/{facts['version']} ({facts['role']})")
     out.print(f"[bold]MLflow[/]  {escape(tracking)}, run {finished.run_id}")
     if tracking.startswith("sqlite:"):
-        out.print(f"        look at it: mlflow server --backend-store-uri {escape(tracking)}")
+        look = pasteable("mlflow", "server", "--backend-store-uri", tracking)
+        out.print(f"        look at it: {escape(look)}, then {MLFLOW_ADDRESS}")
     if finished.report_uri:
         out.print(f"[bold]Report[/]  {escape(finished.report_uri)}")
-        out.print(f"[bold]Page[/]    hyperclip serve {config}, then http://{settings.serving.host}:{settings.serving.port}/")
+        page = f"http://{settings.serving.host}:{settings.serving.port}/"
+        out.print(f"[bold]Page[/]    {escape(_command('serve', config, overrides))}, then {page}")
 
 
-def _state_of(entry: "PlannedStep") -> State:
-    try:
-        if entry.record is not None:
-            return "done"
-        return "begun" if entry.begun else "to do"
-    except CorruptArtefactError:
-        raise
-    except Exception:  # the store cannot be reached from here, and each has errors of its own: a plan can be made all the same
-        return "unknown"
+def _command(name: str, config: Path, overrides: list[str] | None) -> str:
+    """A command on the same run, to be pasted."""
+    return pasteable("hyperclip", name, str(config), *(part for setting in overrides or () for part in ("--set", setting)))
 
 
 def main() -> None:
@@ -218,9 +275,11 @@ def main() -> None:
     except HyperClipError as error:
         err.print(f"[bold red]error:[/] {escape(str(error))}")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as ended:
+        if isinstance(ended, SystemExit) and ended.code != INTERRUPTED:
+            raise
         err.print("interrupted; run the same command again to continue")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

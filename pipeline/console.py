@@ -1,16 +1,25 @@
-"""How a run looks in a terminal: a bar for the step that runs, a line for each that is done."""
+"""How a run looks in a terminal: a bar for the step that runs, a line for each that is done; and in a file: lines only."""
 
-from rich.console import Console
+import time
+from collections.abc import Iterable
+
+from rich.console import Console, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.table import Column
+from rich.text import Text
 
 from pipeline.steps import Progress as OnProgress
 from pipeline.steps import Step, StepRecord
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
-NOTES_PER_STEP = 5
-"""Without a terminal (a log file, CI) a bar would be invisible: this many lines tell of a long step instead."""
+BAR_WIDTH = 24
+NARROW = 96
+"""Columns below which there is no room for a bar beside what the numbers say."""
+FIRST_NOTE_S, LONGEST_SILENCE_S = 10.0, 600.0
+"""Without a terminal (a log file, CI) a bar would be invisible, and lines tell of a long step instead."""
 
 
 class ConsoleObserver:
@@ -19,42 +28,76 @@ class ConsoleObserver:
     def skipped(self, step: Step, record: StepRecord) -> None:
         out.print(f"[green]✓[/] {escape(step.title)} [dim](done before)[/]\n    {escape(record.summary)}")
 
-    def running(self, step: Step) -> "ConsoleStep":
-        return ConsoleStep(step.title)
+    def running(self, step: Step, *, so_far: str | None) -> "ConsoleStep":
+        return ConsoleStep(step.title, so_far=so_far)
 
 
 class ConsoleStep:
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, *, so_far: str | None) -> None:
         self._title = title
-        self._told = 0
-        self._bar = Progress(
-            TextColumn("[cyan]…[/] {task.description}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            console=out,
-            transient=True,
-            disable=not out.is_terminal,
-        )
-        self._task: TaskID | None = None
+        self._heading = f"{title} (continuing {so_far})" if so_far else title
+        self._notes = NoteSchedule(started=time.monotonic())
+        self._bar = _StepBar(self._heading)
 
     def __enter__(self) -> OnProgress:
         if not out.is_terminal:
-            out.print(f"… {escape(self._title)}")
+            out.print(f"… {escape(self._heading)}")
         self._bar.start()
-        self._task = self._bar.add_task(self._title, total=None, note="")
         return self._advance
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bar.stop()
+        if isinstance(error[1], KeyboardInterrupt):  # what was begun has to end: tell that the key was heard
+            err.print(f"stopping: {escape(self._title)} …")
 
     def finished(self, record: StepRecord) -> None:
-        out.print(f"[green]✓[/] {escape(self._title)} [dim]({record.seconds:.0f} s)[/]\n    {escape(record.summary)}")
+        out.print(f"[green]✓[/] {escape(self._title)} [dim]({took(record)})[/]\n    {escape(record.summary)}")
 
     def _advance(self, done: int, total: int, note: str) -> None:
-        if self._task is not None:
-            self._bar.update(self._task, completed=done, total=total, note=note)
-        if not out.is_terminal and done * NOTES_PER_STEP >= (self._told + 1) * total:
-            self._told = done * NOTES_PER_STEP // total
+        self._bar.show(done, total, note)
+        if not out.is_terminal and self._notes.is_due(time.monotonic()):
             out.print(f"    {done:,} of {total:,} {escape(note)}")
+
+
+def took(record: StepRecord) -> str:
+    """How long a step took, and whether an attempt before did a part of it."""
+    return f"{record.seconds:.0f} s" + (f", continued {record.continued}" if record.continued else "")
+
+
+class NoteSchedule:
+    """When to tell of a step in a log: at once, every ten seconds at first, and less often the longer it takes."""
+
+    def __init__(self, *, started: float) -> None:
+        self._started = self._next = started
+
+    def is_due(self, now: float) -> bool:
+        if now < self._next:
+            return False
+        self._next = now + min(max(FIRST_NOTE_S, 0.1 * (now - self._started)), LONGEST_SILENCE_S)
+        return True
+
+
+class _StepBar(Bars):
+    """The title on a line of its own, so that what changes has the whole width for itself."""
+
+    def __init__(self, heading: str) -> None:
+        bar = [BarColumn(bar_width=BAR_WIDTH)] if out.width >= NARROW else []
+        note = TextColumn("{task.fields[note]}", table_column=Column())  # what gives way where the terminal is narrow
+        columns = [TextColumn("   "), *bar, _Counts(table_column=Column(no_wrap=True)), note, TimeElapsedColumn()]
+        self._heading = Text.assemble(("…", "cyan"), " ", heading, overflow="ellipsis", no_wrap=True)
+        super().__init__(*columns, console=out, transient=True, disable=not out.is_terminal)
+        self._task = self.add_task("", total=None, note="")
+
+    def show(self, done: int, total: int, note: str) -> None:
+        self.update(self._task, completed=done, total=total, note=escape(note))
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self._heading
+        yield self.make_tasks_table(self.tasks)
+
+
+class _Counts(ProgressColumn):
+    """ "1,200/4,000"; nothing until a step has said how much there is to do."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.total is None else f"{int(task.completed):,}/{int(task.total):,}", style="progress.download")

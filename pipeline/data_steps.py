@@ -6,18 +6,19 @@ from typing import Any
 
 from data_prep.accounting import describe
 from data_prep.curate import KEEP_LIST_NAME, curate
-from data_prep.download import download
+from data_prep.download import TooFewDownloadedError, download
 from data_prep.import_pictures import import_pictures
 from data_prep.partition import DownloadConfig
+from data_prep.partition_report import num_finished
 from data_prep.raw import DownloadReport
 from data_prep.reshard import reshard
 from data_prep.sample.links import write_url_list
 from data_prep.sample.pictures import SAMPLE_URI
 from data_prep.sample.serve import serving_sample
-from data_prep.url_list import UrlListConfig, parquet_files
+from data_prep.url_list import UrlListConfig, check_columns, parquet_files
 from infra import storage
 from infra.config import content_hash
-from infra.errors import BadInputError
+from infra.errors import BadInputError, DataLossError
 from pipeline.config import DatasetConfig, DatasetName, PicturesSource, RunConfig, SampleSource, UrlListSource
 from pipeline.steps import Step, StepContext, StepRecord, StepResult
 
@@ -60,6 +61,7 @@ def _download_step(dataset: DatasetConfig, name: DatasetName) -> Step:
         reads=(),
         work=lambda context: _download(context, name),
         clean_start=False,
+        so_far=_partitions_so_far,
         on_cluster=True,
         check_done=_check_inputs_unchanged,
     )
@@ -73,6 +75,7 @@ def _import_step(source: PicturesSource, name: DatasetName) -> Step:
         reads=(),
         work=lambda context: _import(context, source),
         clean_start=False,
+        so_far=_partitions_so_far,
         on_cluster=True,
         check_done=_check_inputs_unchanged,
     )
@@ -83,6 +86,8 @@ def _source_identity(dataset: DatasetConfig) -> Any:
     if isinstance(source, SampleSource):
         return {**source.model_dump(mode="json"), "pictures": storage.fingerprint(SAMPLE_URI)}
     assert isinstance(source, UrlListSource)
+    if storage.is_local(source.uri):
+        check_columns(source.uri, source.columns)  # before Ray is started for a list that is of no use
     identities = _identities(source.uri)
     return {"columns": source.columns.model_dump(mode="json"), "list": identities[0] if len(identities) == 1 else identities}
 
@@ -126,7 +131,10 @@ def _download(context: StepContext, name: DatasetName) -> StepResult:
     with contextlib.ExitStack() as stack:
         settings: DownloadConfig = dataset.download
         if isinstance(dataset.source, SampleSource):
-            base_url = stack.enter_context(serving_sample(dataset.source.port))
+            try:
+                base_url = stack.enter_context(serving_sample(dataset.source.port))
+            except BadInputError as error:
+                raise BadInputError(f"{error}: --set datasets.{name}.source.port={dataset.source.port + 1}") from error
             # loopback is refused unless it is named: here it is the one origin there is
             policy = settings.policy.rebuilt(allowed_private_hosts=(base_url.removeprefix("http://"),))
             settings = settings.rebuilt(policy=policy)
@@ -136,13 +144,16 @@ def _download(context: StepContext, name: DatasetName) -> StepResult:
         else:
             assert isinstance(dataset.source, UrlListSource)
             list_uri, columns = dataset.source.uri, dataset.source.columns
-        report = download(
-            settings,
-            url_list_uri=list_uri,
-            url_columns=columns,
-            output_uri=storage.join(context.output_uri, "raw"),
-            progress=lambda done, total: context.progress(done, total, "pictures"),
-        )
+        try:
+            report = download(
+                settings,
+                url_list_uri=list_uri,
+                url_columns=columns,
+                output_uri=_raw(context.output_uri),
+                progress=lambda done, total: context.progress(done, total, "pictures"),
+            )
+        except TooFewDownloadedError as error:
+            raise DataLossError(f"{error}. The setting: datasets.{name}.download.{error.setting}") from error
     return _raw_result(report, "downloaded", versions)
 
 
@@ -151,10 +162,19 @@ def _import(context: StepContext, source: PicturesSource) -> StepResult:
     report = import_pictures(
         source.uris,
         config=source,
-        output_uri=storage.join(context.output_uri, "raw"),
+        output_uri=_raw(context.output_uri),
         progress=lambda done, total: context.progress(done, total, "pictures"),
     )
     return _raw_result(report, "imported", versions)
+
+
+def _partitions_so_far(output_uri: str) -> str | None:
+    partitions = num_finished(_raw(output_uri))
+    return f"after {partitions:,} finished partition{'s' if partitions > 1 else ''}" if partitions else None
+
+
+def _raw(output_uri: str) -> str:
+    return storage.join(output_uri, "raw")
 
 
 def _raw_result(report: DownloadReport, done: str, versions: dict[str, str | None]) -> StepResult:
@@ -177,7 +197,7 @@ def _raw_result(report: DownloadReport, done: str, versions: dict[str, str | Non
 def _curate(context: StepContext, name: DatasetName) -> StepResult:
     report = curate(
         context.config.datasets[name].curate,
-        raw_uri=storage.join(context.inputs[raw_step_name(context.config, name)], "raw"),
+        raw_uri=_raw(context.inputs[raw_step_name(context.config, name)]),
         output_uri=context.output_uri,
         progress=lambda done, total: context.progress(done, total, "pictures"),
     )
@@ -194,7 +214,7 @@ def _curate(context: StepContext, name: DatasetName) -> StepResult:
 def _shard(context: StepContext, name: DatasetName) -> StepResult:
     manifest = reshard(
         context.config.datasets[name].shards,
-        raw_uri=storage.join(context.inputs[raw_step_name(context.config, name)], "raw"),
+        raw_uri=_raw(context.inputs[raw_step_name(context.config, name)]),
         keep_list_uri=storage.join(context.inputs[f"curate-{name}"], KEEP_LIST_NAME),
         output_uri=context.output_uri,
         progress=lambda done, total: context.progress(done, total, "samples"),

@@ -4,11 +4,14 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 from infra import storage
+from infra.config import flattened
 from pipeline.config import RunConfig
 from pipeline.steps import Step, StepContext, StepResult
 from training.bundle import load_bundle
+from training.checkpoint import newest_step
 from training.config import TrainRequest
 from training.evaluation.zero_shot import ZeroShotResult, evaluate_zero_shot
+from training.loop import CHECKPOINTS
 from training.metrics_log import read_metrics
 from training.on_ray import train_on_ray
 from training.publish import publish
@@ -28,6 +31,8 @@ def model_steps(config: RunConfig) -> list[Step]:
             watches=("shard-evaluation",) if config.training.evaluation.every_steps else (),
             work=_train,
             clean_start=False,
+            so_far=lambda output_uri: _trained_so_far(output_uri, config.training.num_steps),
+            params=flattened(config.training),
             on_cluster=True,
         ),
         Step(
@@ -58,6 +63,7 @@ def _train(context: StepContext) -> StepResult:
         run_id=context.run_id,
         evaluation_shards_uri=context.inputs.get("shard-evaluation"),
     )
+    context.progress(newest_step(_checkpoints(context.output_uri)) or 0, config.num_steps, "starting the workers")
     train_on_ray(
         request,
         progress=lambda step, metrics: context.progress(
@@ -69,6 +75,15 @@ def _train(context: StepContext) -> StepResult:
         summary=f"{config.model}: {config.num_steps} steps of {config.contrastive_batch_size}, loss {last['loss']:.3f}",
         facts={"steps": config.num_steps, "model": config.model, "last": last},
     )
+
+
+def _trained_so_far(train_uri: str, num_steps: int) -> str | None:
+    step = newest_step(_checkpoints(train_uri))
+    return None if step is None else f"at step {step:,} of {num_steps:,}"
+
+
+def _checkpoints(train_uri: str) -> str:
+    return storage.join(train_uri, CHECKPOINTS)
 
 
 def progress_note(metrics: Mapping[str, float], *, steps_left: int) -> str:

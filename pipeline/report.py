@@ -49,10 +49,14 @@ def write_report(
         run_id=run_id,
         config_json=config.model_dump_json(indent=2),
     )
-    uri = storage.join(config.workspace_uri, f"{config.name}-{config.run_hash[:12]}-{REPORT_NAME}")
+    uri = report_uri(config)
     storage.write_atomic(uri, page)
     tracker.log_text(run_id, page, REPORT_NAME)
     return uri
+
+
+def report_uri(config: RunConfig) -> str:
+    return storage.join(config.workspace_uri, f"{config.name}-{config.run_hash[:12]}-{REPORT_NAME}")
 
 
 def verdict(way: WayResult) -> str:

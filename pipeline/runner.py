@@ -23,14 +23,17 @@ from pipeline.steps import RECORD_NAME, PlannedStep, Progress, Step, StepContext
 
 logger = logging.getLogger(__name__)
 
+RUNS = "runs"
+"""Folder in the workspace for the `RunState` of each configuration."""
+
 
 class StepObserver(Protocol):
     """Who shows a run to people."""
 
     def skipped(self, step: Step, record: StepRecord) -> None: ...
 
-    def running(self, step: Step) -> "RunningStep":
-        """A context that lasts as long as the step does."""
+    def running(self, step: Step, *, so_far: str | None) -> "RunningStep":
+        """A context that lasts as long as the step does.  `so_far`: where it goes on, None when it begins."""
         ...
 
 
@@ -102,7 +105,8 @@ def run_steps(
                 observer.skipped(step, record)
                 records[step.name] = record
                 continue
-            running = observer.running(step)
+            so_far = entry.so_far
+            running = observer.running(step, so_far=so_far)
             with running as progress:
                 if step.on_cluster:
                     stack.enter_context(connected(config.cluster))
@@ -115,12 +119,12 @@ def run_steps(
                     run_id=_step_run(config, tracker, state, step),
                     progress=progress,
                 )
-                records[step.name] = _run_step(entry, context)
+                records[step.name] = _run_step(entry, context, so_far=so_far)
             running.finished(records[step.name])
     return records
 
 
-def _run_step(entry: PlannedStep, context: StepContext) -> StepRecord:
+def _run_step(entry: PlannedStep, context: StepContext, *, so_far: str | None) -> StepRecord:
     started = time.monotonic()
     with _ending(context.tracker, context.run_id):
         if entry.step.clean_start:
@@ -128,7 +132,11 @@ def _run_step(entry: PlannedStep, context: StepContext) -> StepRecord:
         storage.make_folder(entry.output_uri)
         result: StepResult = entry.step.work(context)
         record = StepRecord(
-            step=entry.step.name, summary=result.summary, facts=result.facts, seconds=round(time.monotonic() - started, 1)
+            step=entry.step.name,
+            summary=result.summary,
+            facts=result.facts,
+            seconds=round(time.monotonic() - started, 1),
+            continued=so_far,
         )
         context.tracker.log_metrics(context.run_id, {**result.metrics, "seconds": record.seconds})
     storage.write_atomic(storage.join(entry.output_uri, RECORD_NAME), record.model_dump_json(indent=1))
@@ -166,7 +174,7 @@ def up_to(planned: list[PlannedStep], until: str | None) -> list[PlannedStep]:
 
 def _begin_tracking(config: RunConfig, tracker: Tracker) -> RunState:
     """The MLflow run of this configuration: the one a killed run began, or a new one."""
-    uri = _state_uri(config)
+    uri = state_uri(config)
     if storage.exists(uri):
         state = storage.read_model(uri, RunState)
         if tracker.resume_run(state.run_id):
@@ -188,14 +196,15 @@ def _step_run(config: RunConfig, tracker: Tracker, state: RunState, step: Step) 
     known = state.step_run_ids.get(step.name)
     if known and tracker.resume_run(known):
         return known
-    run_id = tracker.start_run(step.name, parent_run_id=state.run_id)
+    run_id = tracker.start_run(step.name, parent_run_id=state.run_id, params=step.params)
     state.step_run_ids[step.name] = run_id
-    storage.write_atomic(_state_uri(config), state.model_dump_json(indent=1))
+    storage.write_atomic(state_uri(config), state.model_dump_json(indent=1))
     return run_id
 
 
-def _state_uri(config: RunConfig) -> str:
-    return storage.join(config.workspace_uri, "runs", f"{config.run_hash[:12]}.json")
+def state_uri(config: RunConfig) -> str:
+    """Where a configuration's `RunState` lies."""
+    return storage.join(config.workspace_uri, RUNS, f"{config.run_hash[:12]}.json")
 
 
 @contextmanager

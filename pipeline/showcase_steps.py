@@ -22,6 +22,8 @@ from training.specialize import specialize
 logger = logging.getLogger(__name__)
 
 PREDICTIONS_NAME = "predictions.json"
+TASKS = "tasks"
+"""Folder in the workspace for the tasks of the service."""
 
 
 class ServedPrediction(StrictModel):
@@ -77,7 +79,7 @@ def serving_config(config: RunConfig, *, alias: str, port: int | None = None) ->
         tracking=config.resolved_tracking,
         model_name=config.name,
         alias=alias,
-        task_store_uri=storage.join(config.workspace_uri, "tasks"),
+        task_store_uri=storage.join(config.workspace_uri, TASKS),
         **settings.rebuilt(port=settings.port if port is None else port).model_dump(),
     )
 

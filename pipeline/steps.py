@@ -15,6 +15,7 @@ from pydantic import Field
 
 from infra import storage
 from infra.config import StrictModel, content_hash
+from infra.errors import CorruptArtefactError
 from infra.tracking import Tracker
 from pipeline.config import RunConfig
 
@@ -22,6 +23,7 @@ RECORD_NAME = "step.json"
 STEP_VERSION = 2
 """Raise it when the same configuration would give another output."""
 
+State = Literal["done", "begun", "to do", "unknown"]
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, note)."""
 
@@ -36,6 +38,9 @@ class StepRecord(StrictModel):
     facts: dict[str, Any] = Field(default_factory=dict)
     """What later steps and the report read."""
     seconds: float
+    """Of the attempt that ended it."""
+    continued: str | None = None
+    """Where that attempt went on, "at step 20 of 60"; None when it did everything."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,10 @@ class Step:
     """Steps it looks at without its output depending on them: they come first, and are no part of its address."""
     clean_start: bool = True
     """Whether what a killed attempt left is removed first; False where the step itself resumes from it."""
+    so_far: Callable[[str], str | None] | None = None
+    """Where the step would go on in this output folder, "at step 20 of 60"; None where it would begin anew."""
+    params: Mapping[str, str] = field(default_factory=dict)
+    """Of its MLflow run, so that runs can be compared by them."""
     on_cluster: bool = False
     """Whether Ray is connected before it runs."""
     check_done: Callable[[StepRecord], None] | None = None
@@ -98,6 +107,25 @@ class PlannedStep:
     @property
     def begun(self) -> bool:
         return storage.exists(self.output_uri)
+
+    @property
+    def state(self) -> State:
+        """Raises CorruptArtefactError when its record is damaged."""
+        try:
+            if self.record is not None:
+                return "done"
+            return "begun" if self.begun else "to do"
+        except CorruptArtefactError:
+            raise
+        except (
+            Exception
+        ):  # the store cannot be reached from here, and each has errors of its own: a plan can be made all the same
+            return "unknown"
+
+    @property
+    def so_far(self) -> str | None:
+        """Where an attempt that was cut off got to; None when the next one begins anew."""
+        return self.step.so_far(self.output_uri) if self.step.so_far else None
 
 
 def plan_steps(steps: list[Step], workspace_uri: str) -> list[PlannedStep]:

@@ -4,18 +4,23 @@ import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import httpx
+import ray
 from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+from tenacity import RetryError, Retrying, retry_if_exception_type, retry_if_result, stop_after_delay, wait_fixed
 
 from infra.errors import BadInputError, HyperClipError
 from serving.app import build_application
 from serving.config import ServingConfig
 
+logger = logging.getLogger(__name__)
+
 APPLICATION_NAME = "hyperclip"
 HEALTHY_WITHIN_S = 60
+GONE_WITHIN_S = 30
 # a line per request and hop would cost more than the smallest encoders do
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 
@@ -24,19 +29,24 @@ class ServiceNotHealthyError(HyperClipError):
     """The application was deployed but does not answer."""
 
 
+class PortTakenError(BadInputError):
+    """The service cannot listen where it was told to."""
+
+
 @contextmanager
 def running(config: ServingConfig) -> Iterator[str]:
     """Start the service on `config.host` and `config.port` (0 for a free one), give its base URL, and end it afterwards.
 
     Raises:
-        BadInputError: there is no such model, the port is in use, or this Ray cluster runs a service already.
+        BadInputError: there is no such model, or this Ray cluster runs a service already.
+        PortTakenError: something else listens there, or this user may not.
         ServiceNotHealthyError: it does not answer.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if serve.status().proxies:
         raise BadInputError("this Ray cluster runs a service already; end it, or deploy to it with `serve deploy`")
     application = build_application(config)
-    port = _checked_port(config.host, config.port)
+    port = checked_port(config.host, config.port)
     host = f"[{config.host}]" if ":" in config.host else config.host
     try:
         serve.start(
@@ -49,18 +59,50 @@ def running(config: ServingConfig) -> Iterator[str]:
         _wait_until_healthy(base_url)
         yield base_url
     finally:
-        serve.shutdown()
+        _tell_controller_to_end()
+        serve.shutdown()  # waits for what is left, and forgets the connection
 
 
-def _checked_port(host: str, port: int) -> int:
-    """The port, proven to be free; Serve itself would keep trying."""
+def _tell_controller_to_end() -> None:
+    """End the service without a call that its end cuts off.
+
+    `serve.shutdown()` alone waits for an answer of the controller, which the controller never gives: it is killed in the
+    middle, and Ray prints at every end that a task has failed and will be retried.  Here the call returns first.  The actor's
+    name and the argument are Serve's own: should a version change them, `serve.shutdown()` does the work, with that line.
+    """
+    try:
+        ray.get(_controller().graceful_shutdown.remote(wait=False), timeout=GONE_WITHIN_S)
+        Retrying(stop=stop_after_delay(GONE_WITHIN_S), wait=wait_fixed(0.05), retry=retry_if_result(bool))(_has_controller)
+    except (ValueError, AttributeError, TypeError, RetryError, ray.exceptions.RayError) as error:
+        logger.debug("Ray Serve has no controller, or one that does not know the call: %s", error)
+
+
+def _controller() -> Any:
+    """Raises ValueError when there is none."""
+    return ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+
+
+def _has_controller() -> bool:
+    try:
+        _controller()
+    except ValueError:
+        return False
+    return True
+
+
+def checked_port(host: str, port: int) -> int:
+    """The port, proven to be free; Serve itself would keep trying.
+
+    Raises:
+        PortTakenError: something else listens there, or this user may not.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise BadInputError(f"the service cannot listen on {host} port {port}: {error.strerror}; choose another") from error
+            raise PortTakenError(f"the service cannot listen on {host} port {port}: {error.strerror}") from error
         return int(probe.getsockname()[1])
 
 

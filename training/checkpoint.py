@@ -156,6 +156,13 @@ def load_newest(folder_uri: str, *, config_hash: str) -> tuple[TrainState, FullS
     return None
 
 
+def newest_step(folder_uri: str) -> int | None:
+    """The step of the newest finished checkpoint, or None.  By its marker alone: `load_newest` reads and verifies it."""
+    finished = (uri for uri in reversed(list_checkpoints(folder_uri)) if storage.exists(storage.join(uri, MARKER)))
+    newest = next(finished, None)
+    return None if newest is None else step_of(newest)
+
+
 def read_marker(uri: str) -> CheckpointMarker:
     """The marker of a finished checkpoint.  Raises as `load_checkpoint`."""
     marker_uri = storage.join(uri, MARKER)

@@ -40,6 +40,7 @@ from training.shard_reader import open_shards
 
 logger = logging.getLogger(__name__)
 
+CHECKPOINTS = "checkpoints"
 OnMetrics = Callable[[int, dict[str, float]], None]
 """Called on rank 0 with the step and its metrics."""
 
@@ -75,7 +76,7 @@ def train(request: TrainRequest, *, on_metrics: OnMetrics) -> None:
     model = HyperClip(model_config(config.model))
     objective = ContrastiveObjective(model, config.conditioning, seed=config.seed, autocast=config.precision == "bf16")
     engine = Engine(objective, config, device=rank.device)
-    checkpoints_uri = storage.join(request.output_uri, "checkpoints")
+    checkpoints_uri = storage.join(request.output_uri, CHECKPOINTS)
     state = _start(engine, checkpoints_uri, TrainState(seed=config.seed, config_hash=training_hash(config, reader.manifest)))
 
     with ExitStack() as stack:

@@ -32,9 +32,7 @@ def serving_sample(port: int = 0) -> Iterator[str]:
     except (OSError, OverflowError) as error:
         taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
         why = "something else listens there" if taken else str(error)
-        raise BadInputError(
-            f"cannot serve the sample on {HOST}:{port}: {why}; choose another port, or 0 for a free one"
-        ) from error
+        raise BadInputError(f"cannot serve the sample on {HOST}:{port}: {why}; choose another port") from error
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:

@@ -157,19 +157,29 @@ UNUSABLE: list[tuple[str, Callable[[Path], object], str]] = [
     ("cut", lambda path: path.write_bytes(write_rows(path, [ROW]).read_bytes()[:-20]), "is not a readable parquet file"),
     ("columns", lambda path: write_rows(path, [{"link": "http://a/b.jpg", "caption": "cat"}]), "has no column 'url'"),
     ("types", lambda path: write_rows(path, [{"url": 1.5, "caption": "cat"}]), "column 'url' is double"),
-    ("twice", lambda path: write_rows(path, [ROW, ROW]), "Remove the repetitions"),
 ]
 
 
 @pytest.mark.parametrize(("write", "says"), [case[1:] for case in UNUSABLE], ids=[case[0] for case in UNUSABLE])
-def test_a_list_that_cannot_be_used_is_refused_and_nothing_counts_as_done(
-    run: Run, tmp_path: Path, ray_cluster: None, write: Callable[[Path], object], says: str
+@pytest.mark.parametrize("command", ["plan", "download"])
+def test_a_list_that_cannot_be_used_is_refused_before_anything_is_made(
+    run: Run, tmp_path: Path, write: Callable[[Path], object], says: str, command: str
 ) -> None:
     write(tmp_path / "urls.parquet")
     run.download_from(tmp_path / "urls.parquet")
-    ended = run("download")
+    ended = run(command)
     assert ended.status == 2
     assert says in ended.error
+    assert [path.name for path in run.workspace.iterdir()] == ["mlflow"]
+
+
+def test_a_list_with_rows_that_cannot_be_used_is_refused_and_nothing_counts_as_done(
+    run: Run, tmp_path: Path, ray_cluster: None
+) -> None:
+    run.download_from(write_rows(tmp_path / "urls.parquet", [ROW, ROW]))
+    ended = run("download")
+    assert ended.status == 2
+    assert "Remove the repetitions" in ended.error
     assert run.done() == []
     assert "begun  Download the train pictures" in run("status").output
 
@@ -182,6 +192,10 @@ def test_a_list_where_everything_fails_says_why_and_is_tried_again(run: Run, tmp
         assert ended.status == 1
         assert "only 0 of 21 pictures were downloaded: 0.0%" in ended.error
         assert "forbidden_address 20, bad_url 1" in ended.error
+        assert "the list names 127.0.0.1:9. The setting: datasets.train.download.policy.allowed_private_hosts" in ended.error
+        outcomes = run.folder("download-train") / "raw" / "outcomes.parquet"
+        assert f"What became of each row: {outcomes}" in ended.error
+        assert pq.read_table(outcomes).num_rows == 21
         assert run.done() == []
 
 

@@ -1,6 +1,7 @@
 """The runner: what is done is skipped, what failed or was cut off goes on, and MLflow tells what became of each step."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -11,6 +12,7 @@ from infra.errors import BadInputError, HyperClipError
 from infra.tracking import TrackingConfig
 from pipeline import runner
 from pipeline.config import RunConfig, load_run_config
+from pipeline.model_steps import model_steps
 from pipeline.steps import RECORD_NAME, PlannedStep, Progress, Step, StepContext, StepRecord, StepResult, plan_steps
 
 pytestmark = pytest.mark.integration
@@ -23,11 +25,14 @@ class Watching:
     def __init__(self) -> None:
         self.skipped_steps: list[str] = []
         self.finished_steps: list[str] = []
+        self.continued: dict[str, str] = {}
 
     def skipped(self, step: Step, record: StepRecord) -> None:
         self.skipped_steps.append(step.name)
 
-    def running(self, step: Step) -> "Watching":
+    def running(self, step: Step, *, so_far: str | None) -> "Watching":
+        if so_far:
+            self.continued[step.name] = so_far
         return self
 
     def __enter__(self) -> Progress:
@@ -181,6 +186,44 @@ def test_a_run_that_mlflow_forgot_begins_a_new_one(config: RunConfig, work: Work
     first = runner.run(config, Watching(), until="c").run_id
     mlflow.MlflowClient(tracking_uri=config.resolved_tracking.uri).delete_run(first)
     assert runner.run(config, Watching(), until="c").run_id != first
+
+
+def test_a_step_that_goes_on_says_where_before_and_after(config: RunConfig, work: Work) -> None:
+    def halves(output_uri: str) -> str | None:
+        return "after 1 half" if storage.exists(storage.join(output_uri, "half.txt")) else None
+
+    def go_on(context: StepContext) -> StepResult:
+        if not storage.exists(storage.join(context.output_uri, "half.txt")):
+            storage.write_atomic(storage.join(context.output_uri, "half.txt"), "half")
+            raise KeyboardInterrupt
+        storage.write_atomic(storage.join(context.output_uri, "whole.txt"), "ab")
+        return StepResult(summary="made b")
+
+    a, b, c = work.steps()
+    steps = [a, replace(b, clean_start=False, so_far=halves, work=go_on), c]  # as a download and a training are
+    work.steps = lambda: steps  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run(config)
+    (begun,) = (entry for entry in runner.plan(config) if entry.step.name == "b")
+    assert (begun.record, begun.so_far) == (None, "after 1 half")
+    assert run(config).continued == {"b": "after 1 half"}
+    records = {entry.step.name: entry.record for entry in runner.plan(config)}
+    assert [record and record.continued for record in records.values()] == [None, "after 1 half", None]
+
+
+def test_the_params_of_a_step_are_in_its_own_run(config: RunConfig, work: Work) -> None:
+    (training,) = (step for step in model_steps(config) if step.name == "train")
+    steps = [replace(work.steps()[0], params=training.params)]
+    work.steps = lambda: steps  # type: ignore[method-assign]
+    run(config, until="a")
+    client = mlflow.MlflowClient(tracking_uri=config.resolved_tracking.uri)
+    experiment = client.get_experiment_by_name(config.resolved_tracking.experiment)
+    (found,) = client.search_runs([experiment.experiment_id], filter_string="run_name = 'a'")
+    assert found.data.params == training.params
+    assert found.data.params["optimizer.learning_rate"] == "0.002"
+    assert found.data.params["conditioning.groups"] == "[2, 4]"
+    # which is what runs are compared by
+    assert client.search_runs([experiment.experiment_id], filter_string="params.`optimizer.learning_rate` = '0.002'")
 
 
 def test_an_input_that_changed_after_it_was_read_stops_the_run(config: RunConfig, work: Work) -> None:

@@ -2,17 +2,26 @@
 
 import json
 import re
+import shlex
+import shutil
+import socket
+import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from infra import storage
 from infra.errors import BadInputError
+from pipeline.cleaning import made_by_any
 from pipeline.cli import app
 from pipeline.config import DatasetConfig, RunConfig, load_run_config
-from pipeline.runner import plan
+from pipeline.report import report_uri
+from pipeline.runner import only_run_in, plan, state_uri
+from pipeline.settings import list_settings
 from pipeline.steps import RECORD_NAME, StepRecord
 
 CONFIGS = Path(__file__).parents[2] / "pipeline" / "configs"
@@ -91,7 +100,21 @@ def test_plan_and_status_tell_what_is_done_begun_and_to_do(begun: tuple[str, ...
     assert lines[4] == "to do  Write the train shards"
     told = CliRunner().invoke(app, ["status", *begun]).output
     assert "       7 of 8 downloaded (3 s)" in told
-    assert f"1 of 11 steps done; continue: hyperclip run {QUICKSTART}" in told
+    (last,) = (line for line in told.splitlines() if line.startswith("1 of 11 steps done; continue: "))
+    program, *arguments = shlex.split(last.partition("continue: ")[2])
+    assert arguments == ["run", *begun]
+    assert Path(shutil.which(program) or "").samefile(Path(sys.executable).with_name("hyperclip"))  # so it can be pasted
+
+
+def test_status_tells_where_a_step_that_was_cut_off_goes_on(begun: tuple[str, ...]) -> None:
+    planned = {entry.step.name: entry.output_uri for entry in plan(load_run_config(QUICKSTART, begun[2:]))}
+    storage.write_atomic(f"{planned['download-evaluation']}/raw/partitions/00000.json", b"{}")
+    for step, files in ((100, ("checkpoint.json",)), (200, ("checkpoint.json",)), (300, ("parameters.safetensors",))):
+        for name in files:
+            storage.write_atomic(f"{planned['train']}/checkpoints/step-{step:08d}/{name}", b"{}")
+    lines = CliRunner().invoke(app, ["status", *begun]).output.splitlines()
+    assert lines[lines.index("begun  Train the model") + 1] == "       goes on at step 200 of 300"
+    assert lines[lines.index("begun  Download the evaluation pictures") + 1] == "       goes on after 1 finished partition"
 
 
 def test_status_counts_a_finished_run_as_whole(begun: tuple[str, ...]) -> None:
@@ -101,17 +124,73 @@ def test_status_counts_a_finished_run_as_whole(begun: tuple[str, ...]) -> None:
     assert CliRunner().invoke(app, ["status", *begun]).output.splitlines()[-1] == "11 of 11 steps done"
 
 
-def test_clean_asks_first_and_removes_the_steps_of_this_configuration_only(begun: tuple[str, ...], tmp_path: Path) -> None:
-    other = tmp_path / "w" / "download-train-of-another-configuration"
-    other.mkdir()
-    (tmp_path / "w" / "mlflow").mkdir()
-    refused = CliRunner().invoke(app, ["clean", *begun], input="n\n")
-    assert refused.exit_code == 1
-    assert len(list((tmp_path / "w").iterdir())) == 4
-    done = CliRunner().invoke(app, ["clean", *begun, "--yes"])
-    assert "Removed 2 folders" in done.output
-    assert sorted(path.name for path in (tmp_path / "w").iterdir()) == [other.name, "mlflow"]
+OTHER = "download-train-0123456789ab"
+"""The folder of a configuration that nobody has any more."""
+
+
+@pytest.fixture
+def workspace(begun: tuple[str, ...], tmp_path: Path) -> Path:
+    """With what one configuration made, and things that are not its own."""
+    folder = tmp_path / "w"
+    config = load_run_config(QUICKSTART, begun[2:])
+    for uri in (report_uri(config), state_uri(config), str(folder / "my-notes-report.html")):
+        storage.write_atomic(uri, b"x")
+    for name in (OTHER, "mlflow", "tasks", "my-own-train-data"):
+        (folder / name).mkdir()
+    return folder
+
+
+def names_in(workspace: Path) -> set[str]:
+    return {path.name for path in workspace.iterdir()} - {".lock"}
+
+
+def test_clean_asks_first_and_removes_what_this_configuration_made_only(begun: tuple[str, ...], workspace: Path) -> None:
+    before = names_in(workspace)
+    assert CliRunner().invoke(app, ["clean", *begun], input="n\n").exit_code == 1
+    assert names_in(workspace) == before
+    done = CliRunner().invoke(app, ["clean", *begun, "--yes"]).output
+    assert "Removed 4 files and folders" in done  # two steps, the report, and the record of its MLflow runs
+    assert names_in(workspace) == {OTHER, "mlflow", "tasks", "my-own-train-data", "my-notes-report.html", "runs"}
+    assert not list((workspace / "runs").iterdir())
+    assert f"MLflow's runs and models stay: sqlite:///{workspace}/mlflow/mlflow.db" in done
+    assert "1 step folders of other configurations stay" in done
+    assert OTHER in done
     assert "Nothing to remove" in CliRunner().invoke(app, ["clean", *begun, "--yes"]).output
+
+
+def test_clean_all_removes_what_any_configuration_made_and_never_mlflow(begun: tuple[str, ...], workspace: Path) -> None:
+    done = CliRunner().invoke(app, ["clean", *begun, "--all", "--yes"])
+    assert done.exit_code == 0, done.output
+    assert names_in(workspace) == {"mlflow", "my-own-train-data", "my-notes-report.html"}
+
+
+def test_clean_all_needs_no_list_that_is_gone(begun: tuple[str, ...], workspace: Path) -> None:
+    gone = (*begun, "--set", "datasets.train.source={kind: url_list, uri: nowhere.parquet}", "--yes")
+    assert isinstance(CliRunner().invoke(app, ["clean", *gone]).exception, BadInputError)
+    assert OTHER in names_in(workspace)
+    assert CliRunner().invoke(app, ["clean", *gone, "--all"]).exit_code == 0
+    assert OTHER not in names_in(workspace)
+
+
+@pytest.mark.parametrize("option", [[], ["--all"]])
+def test_clean_does_not_touch_a_run_in_progress(begun: tuple[str, ...], workspace: Path, option: list[str]) -> None:
+    before = names_in(workspace)
+    with only_run_in(str(workspace)):
+        refused = CliRunner().invoke(app, ["clean", *begun, *option, "--yes"])
+    assert isinstance(refused.exception, BadInputError)
+    assert f"another run uses {workspace}; wait for it" in str(refused.exception)
+    assert names_in(workspace) == before
+
+
+def test_every_step_folder_is_known_by_its_name(begun: tuple[str, ...], workspace: Path) -> None:
+    planned = [entry.output_uri for entry in plan(load_run_config(QUICKSTART, begun[2:]))]
+    for uri in planned:
+        storage.make_folder(uri)
+    folders = [uri for uri in made_by_any(str(workspace)) if OTHER not in uri][: len(planned)]
+    assert set(folders) == set(planned)
+    # removed in an order that leaves no done step without its input, wherever it is cut off
+    stages = [Path(uri).name.partition("-")[0] for uri in folders]
+    assert list(dict.fromkeys(stages)) == ["serve", "export", "register", "evaluate", "train", "shard", "curate", "download"]
 
 
 def test_a_plan_is_made_without_reaching_the_workspace() -> None:
@@ -189,3 +268,64 @@ def test_a_remote_list_that_changed_after_its_download_stops_the_run() -> None:
     storage.remove(uri)  # a store that does not answer says nothing, and what was downloaded is still there
     step.check_done(record)
     step.check_done(record.rebuilt(facts={"input_versions": {uri: None}}))
+
+
+# ---- a list in a folder ----------------------------------------------------------------------------------------------
+
+
+def test_a_local_folder_of_lists_is_known_by_the_content_of_its_files(tmp_path: Path) -> None:
+    def address() -> str:
+        source = f"datasets.train.source={{kind: url_list, uri: '{tmp_path}'}}"
+        return plan(load_run_config(QUICKSTART, (source,)))[0].output_uri
+
+    def write(name: str, url: str) -> None:
+        pq.write_table(pa.table({"url": [url], "caption": ["a cat"]}), tmp_path / name)
+
+    write("a.parquet", "http://a.test/1.jpg")
+    first = address()
+    write("b.parquet", "http://a.test/2.jpg")
+    second = address()
+    assert first != second == address()
+    write("b.parquet", "http://a.test/3.jpg")
+    assert address() not in (first, second)
+    pq.write_table(pa.table({"link": ["x"], "caption": ["a cat"]}), tmp_path / "b.parquet")
+    with pytest.raises(BadInputError, match=r"b\.parquet has no column 'url'; its columns are: link, caption"):
+        address()
+
+
+# ---- the list of settings --------------------------------------------------------------------------------------------
+
+
+def test_every_setting_of_the_shipped_configurations_is_listed() -> None:
+    listed = {setting.path.replace(".NAME.", ".") for setting in list_settings(RunConfig)}
+
+    def paths(value: object, prefix: str = "") -> set[str]:
+        if not isinstance(value, dict) or prefix.endswith(".source_weights"):
+            return {prefix}
+        return {path for key, inner in value.items() for path in paths(inner, f"{prefix}.{key}" if prefix else key)}
+
+    for path in CONFIGS.glob("*.yaml"):
+        used = paths(load_run_config(path).model_dump(exclude_none=True))
+        assert {
+            name.replace("datasets.train.", "datasets.").replace("datasets.evaluation.", "datasets.") for name in used
+        } <= listed
+
+
+def test_settings_shows_defaults_choices_and_meaning() -> None:
+    told = CliRunner().invoke(app, ["settings", "training.precision"]).output.splitlines()
+    assert told[0] == "training.precision  fp32 (default) | bf16"
+    assert told[1].startswith("    bf16 computes under autocast")
+    assert isinstance(CliRunner().invoke(app, ["settings", "no.such"]).exception, BadInputError)
+
+
+def test_serve_says_at_once_that_its_port_is_taken_and_how_to_choose_another() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused = CliRunner().invoke(app, ["serve", str(QUICKSTART), "--set", f"serving.port={port}"])
+    assert isinstance(refused.exception, BadInputError)
+    says = f"cannot listen on 127.0.0.1 port {port}: Address already in use; choose another: --set serving.port={port + 1}"
+    assert says in str(refused.exception)
+
+
+def test_the_version_is_shown() -> None:
+    assert CliRunner().invoke(app, ["--version"]).output.startswith("hyperclip 0.")

@@ -4,10 +4,9 @@ import socket
 
 import pytest
 
-from infra.errors import BadInputError
 from serving.client import ServingClient
 from serving.config import ServingConfig
-from serving.launch import running
+from serving.launch import PortTakenError, running
 from tests.integration.serving.conftest import Service
 from tests.integration.serving.expected import check_predictions, expected_scores
 from tests.unit.serving_helpers import picture
@@ -16,13 +15,15 @@ from training.bundle import Bundle
 pytestmark = pytest.mark.integration
 
 
-def test_tasks_survive_a_restart(service: Service, client: ServingClient, config: ServingConfig, bundle: Bundle) -> None:
+def test_tasks_survive_a_restart(
+    service: Service, client: ServingClient, config: ServingConfig, bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
     labels = ["sun", "moon"]
     task = client.create_task(labels)
     service.stack.close()
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
-        pytest.raises(BadInputError, match="cannot listen"),
+        pytest.raises(PortTakenError, match="cannot listen"),
         running(config.rebuilt(port=taken.getsockname()[1])),
     ):
         pass
@@ -31,3 +32,5 @@ def test_tasks_survive_a_restart(service: Service, client: ServingClient, config
         check_predictions(answer.results[0].predictions, expected_scores(bundle, labels, picture(3)))
         assert answer.timings_ms.specialize is None  # it was read, not made again
         assert again.create_task(labels).cached
+    # the service has ended once and started again: what Ray says of the end would be there by now
+    assert "failed" not in capsys.readouterr().out
