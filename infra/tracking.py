@@ -181,9 +181,7 @@ class Tracker:
                 return str(model.model_uri)
             self._client.delete_logged_model(model.model_id)
         requirements = [f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "timm", "safetensors")]
-        with self.active(run_id), warnings.catch_warnings():
-            # MLflow asks for type hints in place of the signature that is given
-            warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
+        with self.active(run_id), _no_advice_on_type_hints():
             signature = runpy.run_path(str(code))["SIGNATURE"]
             info = self._mlflow.pyfunc.log_model(
                 name="bundle",
@@ -320,3 +318,17 @@ def _filter(attributes: Mapping[str, str], *, tags: Mapping[str, str] | None = N
     if quoted := [value for value in wanted.values() if "'" in value]:
         raise BadInputError(f"MLflow cannot look for {quoted[0]!r}: names and tags must not hold a quote")
     return " AND ".join(f"{key} = '{value}'" for key, value in wanted.items())
+
+
+@contextmanager
+def _no_advice_on_type_hints() -> Iterator[None]:
+    """MLflow asks for type hints in place of the signature that is given, under a warning filter of its own."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_others(message: Warning | str, *rest: Any, **named: Any) -> None:
+            if "Add type hints" not in str(message):
+                show(message, *rest, **named)
+
+        warnings.showwarning = show_others
+        yield
