@@ -245,7 +245,7 @@ def main() -> int:
             before: Files = {}
             for number, step in enumerate(sorted(chosen, key=STRUCK_STEPS.index)):
                 mark = f"{temporary}-{repeats}-{number}"
-                delay_s = rng.random() * 0.8 * seconds[step]
+                delay_s = rng.random() * 0.3 * seconds[step]
                 hit = strike(workspace, step, mark=mark, delay_s=delay_s, whole_group=rng.random() < 0.5, rng=rng)
                 if hit is None:
                     problems.append(f"the run ended by itself before it could be killed in {step}")
