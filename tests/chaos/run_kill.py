@@ -245,6 +245,7 @@ def main() -> int:
             before: Files = {}
             for number, step in enumerate(sorted(chosen, key=STRUCK_STEPS.index)):
                 mark = f"{temporary}-{repeats}-{number}"
+                # early: the reference paid for cold caches, and a step that is over cannot be struck
                 delay_s = rng.random() * 0.3 * seconds[step]
                 hit = strike(workspace, step, mark=mark, delay_s=delay_s, whole_group=rng.random() < 0.5, rng=rng)
                 if hit is None:
