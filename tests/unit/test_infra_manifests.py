@@ -1,4 +1,4 @@
-"""The deploy files, as far as they can be held to account without a cluster or a Docker engine.
+"""The manifests for KubeRay, as far as they can be held to account without a cluster.
 
 Kubernetes' own kinds are checked against its schema.  Ray's kinds have none that ships with a package: their pods are checked
 against the schema as pods, the names of the other fields against those of KubeRay's types, and the rest by the security floor
@@ -22,13 +22,9 @@ from ray.serve.schema import ServeDeploySchema
 from pipeline.config import load_run_config
 from pipeline.runner import plan
 from serving.config import ServingConfig
+from tests.unit.deploy_helpers import COMPOSE, DOCKERFILES, KUBERAY, LOCK, PINNED, ROOT
 
-ROOT = Path(__file__).parents[2]
-KUBERAY = ROOT / "infra/kuberay"
-COMPOSE = ROOT / "infra/mlflow/compose.yaml"
 KUBERNETES_VERSION = "1.34"
-LOCK = dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().split())
-DOCKERFILES = [*sorted((ROOT / "infra/docker").glob("*.Dockerfile")), ROOT / "infra/mlflow/Dockerfile"]
 KUBERAY_FIELDS = {  # read from the Go types of KubeRay 1.5; an unknown field would be dropped by the API server without a word
     "RayCluster": {
         "authOptions", "autoscalerOptions", "enableInTreeAutoscaling", "gcsFaultToleranceOptions", "headGroupSpec",
@@ -54,7 +50,6 @@ KUBERAY_FIELDS = {  # read from the Go types of KubeRay 1.5; an unknown field wo
         "version", "volumeMounts",
     },
 }  # fmt: skip
-PINNED = re.compile(r"^[\w./-]+:v?\d+\.\d+[\w.-]*$")
 
 
 def documents() -> list[dict[str, Any]]:
@@ -311,163 +306,3 @@ def test_kustomize_puts_one_tag_and_one_namespace_everywhere(tmp_path: Path) -> 
     assert all(image.endswith(":9.9.9") for image in images)
     assert all("app.kubernetes.io/component" in document["metadata"]["labels"] for document in objects)
     assert {d["metadata"].get("namespace") for d in objects if d["kind"] != "Namespace"} == {"hyperclip"}
-
-
-# ---- Docker ----------------------------------------------------------------------------------------------------------
-
-
-def instructions(path: Path) -> list[tuple[str, str]]:
-    """(INSTRUCTION, arguments) of a Dockerfile, continued lines joined."""
-    text = re.sub(r"\\\n", " ", "\n".join(line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")))
-    pairs = [line.split(maxsplit=1) for line in text.splitlines() if line.strip()]
-    return [(name, arguments) for name, arguments in pairs]
-
-
-@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
-def test_an_image_is_pinned_unprivileged_and_without_secrets(path: Path) -> None:
-    found = instructions(path)
-    assert {name for name, _ in found} <= {
-        "FROM",
-        "RUN",
-        "ENV",
-        "WORKDIR",
-        "ARG",
-        "COPY",
-        "USER",
-        "EXPOSE",
-        "HEALTHCHECK",
-        "CMD",
-    }
-    (base,) = [arguments for name, arguments in found if name == "FROM"]
-    assert re.fullmatch(r"python:3\.11\.\d+-slim-\w+", base)
-    users = [arguments for name, arguments in found if name == "USER"]
-    assert users == ["1000:1000"]
-    assert all(name != "RUN" for name, _ in found[[name for name, _ in found].index("USER") :])
-    text = path.read_text()
-    assert not re.search(r"(PASSWORD|SECRET|TOKEN|ACCESS_KEY)\w*\s*=", text)
-    assert "latest" not in text
-    for name, version in re.findall(r"([\w-]+)(?:\[\w+\])?==([\d.]+)", text):
-        # what the lock does not hold is pinned all the same, by being written with its version
-        assert LOCK.get(name, version) == version, f"{path.name} has {name} {version}, the lock {LOCK[name]}"
-
-
-@pytest.mark.skipif(shutil.which("hadolint") is None, reason="hadolint is not installed")
-@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
-def test_a_linter_of_dockerfiles_finds_nothing(path: Path) -> None:
-    run = subprocess.run(["hadolint", str(path)], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout
-
-
-@pytest.mark.parametrize(("room", "extras"), [("data", "data"), ("train", "data,train"), ("serve", "serve")])
-def test_an_image_installs_its_rooms_extra_under_the_lock(room: str, extras: str) -> None:
-    (install,) = [
-        arguments for name, arguments in instructions(ROOT / f"infra/docker/{room}.Dockerfile") if "--editable" in arguments
-    ]
-    assert f"--editable '.[{extras}]'" in install
-    assert "--constraint requirements.lock" in install
-    assert "--compile" in install
-
-
-def test_the_object_store_driver_fits_the_locked_fsspec() -> None:
-    for path in DOCKERFILES[:-1]:
-        (version,) = re.findall(r"s3fs==([\d.]+)", path.read_text())
-        assert version == LOCK["fsspec"]  # each s3fs requires the fsspec of the same number
-
-
-def test_what_kuberay_needs_of_an_image_is_there() -> None:
-    for room in ("data", "train", "serve"):
-        text = (ROOT / f"infra/docker/{room}.Dockerfile").read_text()
-        assert "wget" in text  # its probes
-        assert "RAY_AUTH_MODE=token" in text
-        assert "venv" not in text  # it starts Ray from a login shell, where only /usr/local/bin is sure to be on PATH
-    assert "HEALTHCHECK" in (ROOT / "infra/docker/serve.Dockerfile").read_text()
-
-
-def test_the_builder_is_sent_no_more_than_it_needs() -> None:
-    lines = (ROOT / ".dockerignore").read_text().splitlines()
-    allowed = [line for line in lines if line and not line.startswith("#")]
-    assert allowed[0] == "*"  # all is out, then some is let in: a new folder is never sent by accident
-    assert "**/.env" in allowed
-    copied = {
-        source
-        for path in DOCKERFILES
-        for name, arguments in instructions(path)
-        if name == "COPY"
-        for source in arguments.split()[:-1]
-    }
-    assert all((ROOT / source).exists() for source in copied)
-    assert all(f"!{source}" in allowed for source in copied), copied
-
-
-# ---- MLflow ----------------------------------------------------------------------------------------------------------
-
-
-def compose() -> dict[str, Any]:
-    loaded = yaml.safe_load(COMPOSE.read_text())
-    assert isinstance(loaded, dict)
-    return loaded
-
-
-def test_mlflow_asks_for_a_login_and_listens_on_loopback_only() -> None:
-    services = compose()["services"]
-    assert "--app-name=basic-auth" in services["mlflow"]["command"]
-    assert services["mlflow"]["ports"] == ["127.0.0.1:${MLFLOW_PORT:-5000}:5000"]
-    assert "ports" not in services["postgres"]
-    assert compose()["networks"]["back"] == {"internal": True}
-    assert f"mlflow[auth]=={LOCK['mlflow']}" in (ROOT / "infra/mlflow/Dockerfile").read_text()
-    for service in services.values():
-        assert service["healthcheck"]["test"]
-        assert PINNED.match(service["image"])
-
-
-def test_mlflow_does_not_start_without_its_secrets() -> None:
-    secrets = {
-        name: value
-        for service in compose()["services"].values()
-        for name, value in service["environment"].items()
-        if re.search("PASSWORD|SECRET", name) and value is not None  # null passes on what the user has set, if anything
-    }
-    assert secrets.keys() == {"MLFLOW_FLASK_SERVER_SECRET_KEY", "MLFLOW_AUTH_ADMIN_PASSWORD", "PGPASSWORD", "POSTGRES_PASSWORD"}
-    for value in secrets.values():
-        assert re.fullmatch(r"\$\{\w+:\?[^}]+\}", value)  # `:?` refuses an unset and an empty variable
-
-
-def test_the_example_environment_works_for_nobody() -> None:
-    required = set(re.findall(r"\$\{(\w+):\?", COMPOSE.read_text()))
-    lines = (ROOT / "infra/mlflow/.env.example").read_text().splitlines()
-    given = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
-    assert given.keys() == required
-    assert set(given.values()) == {""}
-    assert ".env" in (ROOT / "infra/mlflow/.gitignore").read_text().split()
-
-
-def test_no_password_stands_in_mlflows_own_settings() -> None:
-    text = (ROOT / "infra/mlflow/basic_auth.ini").read_text() + COMPOSE.read_text()
-    assert "admin_password =" not in text
-    for user_info in re.findall(r"://([^/@\s]+)@", text):
-        assert ":" not in user_info
-
-
-def compose_config(environment: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
-    empty = folder / "empty.env"  # a developer's own .env must not decide
-    empty.touch()
-    command = ["docker", "compose", "--env-file", str(empty), "--file", str(COMPOSE), "config", "--quiet"]
-    path = {"PATH": str(Path(shutil.which("docker") or "").parent), "HOME": str(folder)}
-    return subprocess.run(command, env=path | environment, capture_output=True, text=True, check=False)
-
-
-def has_compose() -> bool:
-    docker = shutil.which("docker")
-    return (
-        docker is not None and subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode == 0
-    )
-
-
-@pytest.mark.skipif(not has_compose(), reason="docker compose is not installed")
-def test_compose_itself_refuses_and_accepts(tmp_path: Path) -> None:
-    secrets = {"POSTGRES_PASSWORD": "a", "MLFLOW_AUTH_ADMIN_PASSWORD": "b", "MLFLOW_FLASK_SERVER_SECRET_KEY": "c"}
-    assert compose_config(secrets, tmp_path).returncode == 0
-    for name in secrets:
-        refused = compose_config({**secrets, name: ""}, tmp_path)
-        assert refused.returncode != 0
-        assert name in refused.stderr
