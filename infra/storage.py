@@ -19,6 +19,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ValidationError
 
+from infra.config import content_hash
 from infra.errors import BadInputError, CorruptArtefactError
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -259,11 +260,13 @@ def fingerprint(uri: str) -> str:
 
 
 def version_tag(uri: str) -> str | None:
-    """What a store says of one object, without its content, that changes when it is overwritten.
+    """What a store says of an object, or of the files of a folder, without their content, that changes when they do.
 
     None when the store cannot be asked from here, or says nothing of the kind.
     """
     try:
+        if files := list_details(uri):
+            return content_hash({name: list(found) for name, found in files.items()})
         filesystem, path = _resolve(uri)
         filesystem.invalidate_cache()
         return _version(filesystem.info(path))

@@ -17,7 +17,6 @@ from data_prep.sample.pictures import SAMPLE_URI
 from data_prep.sample.serve import serving_sample
 from data_prep.url_list import UrlListConfig, check_columns, parquet_files
 from infra import storage
-from infra.config import content_hash
 from infra.errors import BadInputError, DataLossError
 from pipeline.config import DatasetConfig, DatasetName, PicturesSource, RunConfig, SampleSource, UrlListSource
 from pipeline.steps import Step, StepContext, StepRecord, StepResult
@@ -102,21 +101,13 @@ def _identities(uri: str) -> list[str]:
 
 def _versions(uris: Sequence[str]) -> dict[str, str | None]:
     """What the store says of remote inputs without reading them; local ones have their content in the address."""
-    return {uri: _version(uri) for uri in uris if not storage.is_local(uri)}
-
-
-def _version(uri: str) -> str | None:
-    try:
-        files = storage.list_details(uri)
-    except Exception:  # no driver, no network, no credentials: each store has errors of its own
-        return None
-    return content_hash({name: list(found) for name, found in files.items()}) if files else storage.version_tag(uri)
+    return {uri: storage.version_tag(uri) for uri in uris if not storage.is_local(uri)}
 
 
 def _check_inputs_unchanged(record: StepRecord) -> None:
     """Raises BadInputError when a remote input was changed in place after it was read; silent when the store does not tell."""
     for uri, before in record.facts.get("input_versions", {}).items():
-        now = _version(uri) if before else None
+        now = storage.version_tag(uri) if before else None
         if now and now != before:
             raise BadInputError(
                 f"{uri} changed after it was read ({before} then, {now} now); "
