@@ -3,11 +3,9 @@
 Shapes: B local batch, S side of the picture.
 """
 
-import multiprocessing
 from collections.abc import Iterator
 from functools import partial
 from itertools import count
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from infra.errors import BadInputError, DataLossError
 from training.config import TrainConfig
+from training.loader_workers import loaded, loader_context
 from training.objective import LocalBatch
 from training.order import BatchPlan, EpochOrder, SampleOrder, WeightedOrder, rank_share
 from training.preprocess import PreprocessConfig
@@ -47,6 +46,7 @@ class TrainingBatches:
 
         Raises:
             CorruptArtefactError: while iterating: a sample is not the one that was stored; shard and place are named.
+            StoppedError: while iterating: a loader worker was killed.
             DataLossError: while iterating: more samples were replaced than `max_replaced_share` allows.
         """
         config = self._config
@@ -61,13 +61,13 @@ class TrainingBatches:
             ),
             batch_size=None,  # a plan is a whole batch
             num_workers=config.loader_workers,
-            multiprocessing_context=_worker_context() if config.loader_workers else None,
+            multiprocessing_context=loader_context() if config.loader_workers else None,
             prefetch_factor=BATCHES_AHEAD if config.loader_workers else None,
             pin_memory=config.workers.use_gpu,
             generator=torch.Generator(),  # making an iterator must not move the training's own
         )
         seen = replaced = 0
-        for tensors in loader:
+        for tensors in loaded(loader):
             seen += len(tensors["replaced"])
             replaced += int(tensors["replaced"].sum())
             if replaced > config.max_replaced_share * max(seen, JUDGED_SAMPLES):
@@ -111,17 +111,6 @@ class _Plans(Sampler[BatchPlan]):
 
     def __iter__(self) -> Iterator[BatchPlan]:
         return map(self._share, count(self._first))
-
-
-def _worker_context() -> Any:
-    """Workers are forked from a server process that has imported their code once.
-
-    Not from the training process: a fork of one that runs collective threads can hang.  And not spawned: every worker would
-    import torch for itself, which takes seconds of processor time and 250 MB each.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training.samples"])
-    return context
 
 
 def _on_device(tensors: dict[str, Tensor], config: TrainConfig) -> dict[str, Tensor]:
