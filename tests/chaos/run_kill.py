@@ -48,7 +48,10 @@ SETTINGS = (
 MARK = "HYPERCLIP_CHAOS_RUN"
 """An environment variable that every process of a run inherits, and by which those that a killed one left are found."""
 STEP_BEGINS_WITHIN_S = 300
-DIES_WITHIN_S = 60
+DIES_WITHIN_S = 90
+"""Ours end within seconds, a Ray worker that was still starting after 30.  Ray's two agents first try to report the death of
+their node, for 60 s, to a server that died with it (`publish_error_to_driver` in Ray 2.60, no setting); idle, they hold no port
+of ours."""
 POLL_S = 0.01
 
 Files = dict[Path, tuple[str, int]]
@@ -169,17 +172,40 @@ def differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
     return [f"{key}: {expected[key]} expected, {found[key]} found" for key in expected if expected[key] != found[key]]
 
 
-def processes_of(mark: str) -> list[int]:
+class Process(NamedTuple):
+    """One that is alive, as told to people."""
+
+    pid: int
+    parent: int
+    age_s: float
+    command: str
+    """As it calls itself: Ray renames its workers after what they run."""
+
+    def __str__(self) -> str:
+        return f"{self.pid}, child of {self.parent}, {self.age_s:.0f} s old: {self.command}"
+
+
+def processes_of(mark: str) -> list[Process]:
     """Processes that are alive and were started by the run with this mark."""
     wanted = f"{MARK}={mark}".encode()
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if wanted in (folder / "environ").read_bytes().split(b"\0") and b") Z " not in (folder / "stat").read_bytes():
-                found.append(int(folder.name))
+            if wanted in (folder / "environ").read_bytes().split(b"\0") and (process := _described(folder)):
+                found.append(process)
         except OSError:  # it has just ended, or is another user's
             continue
     return found
+
+
+def _described(folder: Path) -> Process | None:
+    """From its folder in /proc; None when only its exit status is left."""
+    state, parent, *rest = (folder / "stat").read_text().rpartition(")")[2].split()
+    if state == "Z":
+        return None
+    started_s = int(rest[17]) / os.sysconf("SC_CLK_TCK")  # after boot; field 22 of proc(5)
+    command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    return Process(int(folder.name), int(parent), time.clock_gettime(time.CLOCK_BOOTTIME) - started_s, command)
 
 
 class DeathWatch(threading.Thread):
@@ -187,7 +213,8 @@ class DeathWatch(threading.Thread):
 
     def __init__(self, mark: str) -> None:
         super().__init__(daemon=True)
-        self._mark, self.left, self.seconds = mark, 0, 0.0
+        self._mark, self.seconds = mark, 0.0
+        self.left: list[Process] = []
         self.start()
 
     def run(self) -> None:
@@ -195,7 +222,7 @@ class DeathWatch(threading.Thread):
         while left := processes_of(self._mark):
             self.seconds = time.monotonic() - started
             if self.seconds > DIES_WITHIN_S:
-                self.left = len(left)
+                self.left = left
                 return
             time.sleep(0.1)
 
@@ -264,8 +291,8 @@ def main() -> int:
             problems += differences(expected, outcome(workspace))
         for watch in watches:
             watch.join()
-        if left := sum(watch.left for watch in watches):
-            problems.append(f"{left} processes of killed runs were alive after {DIES_WITHIN_S} s")
+        left = [process for watch in watches for process in watch.left]
+        problems += [f"alive {DIES_WITHIN_S} s after its run was killed: {process}" for process in left]
     for problem in problems:
         _say(f"PROBLEM {problem}")
     return chaos_result(
@@ -276,7 +303,7 @@ def main() -> int:
         measures={
             "kills": measure(struck.total(), goal=(">=", arguments.count)),
             "finished_work_repeated": measure(lost, goal=("<=", 0)),
-            "processes_left_behind": measure(left, goal=("<=", 0)),
+            "processes_left_behind": measure(len(left), goal=("<=", 0)),
             "last_process_gone_after": measure(max((watch.seconds for watch in watches), default=0.0), unit="s"),
             "undisturbed_run": measure(undisturbed_s, unit="s"),
         },

@@ -1,11 +1,14 @@
 """The process that measures a checkpoint's zero-shot accuracy while training goes on.
 
 python -m training.evaluation.checkpoint_evaluation REQUEST.json
+
+It ends when its standard input does, for whoever started it holds the other end and may be killed.
 """
 
 import logging
 import os
 import sys
+import threading
 from pathlib import Path
 
 import torch
@@ -68,7 +71,19 @@ class EvaluationFigures(StrictModel):
     metrics: dict[str, float]
 
 
+def _end_with_standard_input() -> None:
+    """In the background.  Not by a signal at the parent's death: Linux sends it when the *thread* that forked has ended."""
+
+    def wait() -> None:
+        while os.read(sys.stdin.fileno(), 1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def main(arguments: list[str]) -> int:
+    _end_with_standard_input()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     os.nice(LOW_PRIORITY)
     torch.set_num_threads(1)

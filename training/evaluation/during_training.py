@@ -69,6 +69,7 @@ class CheckpointEvaluator:
                 process = subprocess.Popen(  # noqa: S603 (our own module)
                     [sys.executable, "-m", CheckpointEvaluation.__module__, str(folder / "request.json")],
                     env=environment,
+                    stdin=subprocess.PIPE,  # never written to: it closes when this process ends, however it does
                     stdout=log,
                     stderr=subprocess.STDOUT,
                 )
