@@ -172,7 +172,7 @@ def serve(config: ConfigPath, overrides: Overrides = None) -> None:
     import threading
 
     from infra.cluster import connected
-    from infra.tracking import CHAMPION
+    from infra.model_registry import CHAMPION
     from pipeline.config import load_run_config
     from pipeline.showcase_steps import serving_config
     from serving.launch import PortTakenError, checked_port, running

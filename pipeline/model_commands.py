@@ -51,18 +51,20 @@ def promote(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Make a version the champion, which services serve."""
+    from infra.model_registry import ModelRegistry
     from pipeline.model_source import tracker_of
 
-    chosen = tracker_of(tracking_uri=tracking_uri, config=config).promote(name, version)
+    chosen = ModelRegistry(tracker_of(tracking_uri=tracking_uri, config=config)).promote(name, version)
     out.print(f"{chosen.name} version {chosen.version} is the champion.")
 
 
 @model_app.command(rich_help_panel=MODELS)
 def rollback(name: ModelName, config: RunConfigPath = None, tracking_uri: TrackingUri = None) -> None:
     """Make the champion before the present one the champion again."""
+    from infra.model_registry import ModelRegistry
     from pipeline.model_source import tracker_of
 
-    chosen = tracker_of(tracking_uri=tracking_uri, config=config).rollback(name)
+    chosen = ModelRegistry(tracker_of(tracking_uri=tracking_uri, config=config)).rollback(name)
     out.print(f"{chosen.name} version {chosen.version} is the champion again.")
 
 

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 from infra import storage
 from infra.errors import BadInputError
+from infra.model_registry import ModelRegistry
 from infra.tracking import Tracker, TrackingConfig
 from pipeline.config import load_run_config
 from serving.model_source import find_bundle
@@ -34,10 +35,10 @@ def opened_bundle(model: str, *, tracking_uri: str | None, config: Path | None) 
     match = REGISTERED.fullmatch(model)
     if match is None:
         raise BadInputError(f"{model!r} is not of the form models:/NAME@ALIAS or models:/NAME/VERSION")
-    tracker = tracker_of(tracking_uri=tracking_uri, config=config)
+    registry = ModelRegistry(tracker_of(tracking_uri=tracking_uri, config=config))
     with TemporaryDirectory(prefix="hyperclip-model-") as temporary:
-        version = tracker.version(match["name"], match["version"])
-        yield load_bundle(find_bundle(tracker.download_model(version, Path(temporary))))
+        version = registry.version(match["name"], match["version"])
+        yield load_bundle(find_bundle(registry.download_model(version, Path(temporary))))
 
 
 def tracker_of(*, tracking_uri: str | None, config: Path | None) -> Tracker:

@@ -6,7 +6,8 @@ from typing import Annotated, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from infra.config import StrictModel
-from infra.tracking import CHAMPION, TrackingConfig
+from infra.model_registry import CHAMPION
+from infra.tracking import TrackingConfig
 from serving.limits import ServingLimits
 
 

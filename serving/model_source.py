@@ -12,7 +12,8 @@ from pathlib import Path
 from infra import storage
 from infra.config import StrictModel, content_hash
 from infra.errors import CorruptArtefactError
-from infra.tracking import ModelVersion, Tracker, TrackingConfig
+from infra.model_registry import ModelRegistry, ModelVersion
+from infra.tracking import Tracker, TrackingConfig
 from serving.config import ServingConfig
 from training.bundle import BUNDLE_NAME, BundleManifest
 
@@ -46,7 +47,7 @@ def resolve(config: ServingConfig) -> ServedModel:
             cache_path=config.cache_path,
         )
     assert config.tracking is not None  # the configuration has checked it
-    registered = Tracker(config.tracking).version(config.model_name, config.alias)
+    registered = ModelRegistry(Tracker(config.tracking)).version(config.model_name, config.alias)
     return ServedModel(
         name=config.model_name,
         version=registered.version,
@@ -99,7 +100,7 @@ def _download(model: ServedModel, folder: Path) -> None:
             (folder / uri.rpartition("/")[2]).write_bytes(storage.read_bytes(uri))
         return
     assert model.tracking is not None and model.registered is not None
-    Tracker(model.tracking).download_model(model.registered, folder)
+    ModelRegistry(Tracker(model.tracking)).download_model(model.registered, folder)
 
 
 def _publish(temporary: Path, target: Path) -> None:

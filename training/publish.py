@@ -10,7 +10,8 @@ from PIL import Image
 
 from infra.config import StrictModel
 from infra.errors import BadInputError
-from infra.tracking import CANDIDATE, CHAMPION, ModelVersion, Tracker
+from infra.model_registry import CANDIDATE, CHAMPION, ModelRegistry, ModelVersion
+from infra.tracking import Tracker
 from training.bundle import load_bundle
 from training.evaluation.zero_shot import ZeroShotResult
 
@@ -44,7 +45,8 @@ def publish(
             "evaluate this one first"
         )
     identity = {"bundle_digest": bundle.digest}
-    version = tracker.find_version(name, tags=identity)
+    registry = ModelRegistry(tracker)
+    version = registry.find_version(name, tags=identity)
     if version is None:
         model_uri = tracker.log_model(
             run_id,
@@ -54,19 +56,19 @@ def publish(
             input_example=pd.DataFrame({"image": [_white_picture(bundle.preprocess.image_size)]}),
             identity=identity,
         )
-        version = tracker.register(name, model_uri=model_uri, run_id=run_id, tags=identity)
+        version = registry.register(name, model_uri=model_uri, run_id=run_id, tags=identity)
     headline = result.headline
-    tracker.tag_version(
+    registry.tag_version(
         version,
         {
             TASKS_TAG: result.headline_tasks,
             **{accuracy_tag(headline.num_ways, reading): f"{acc.mean:.4f}" for reading, acc in headline.accuracy.items()},
         },
     )
-    tracker.make_candidate(version)
-    decision = decide(version, result, champion=tracker.version_of(name, CHAMPION))
+    registry.make_candidate(version)
+    decision = decide(version, result, champion=registry.version_of(name, CHAMPION))
     if decision.promoted:  # also when it is the champion already: a killed call may have left the rest of it undone
-        tracker.promote(name, version.version)
+        registry.promote(name, version.version)
     return version, decision
 
 

@@ -11,7 +11,8 @@ import sqlalchemy
 from typer.testing import CliRunner
 
 from infra.errors import BadInputError
-from infra.tracking import CANDIDATE, CHAMPION, ModelVersion, Tracker
+from infra.model_registry import CANDIDATE, CHAMPION, ModelRegistry, ModelVersion
+from infra.tracking import Tracker
 from pipeline.cli import app
 from serving.model_source import find_bundle
 from tests.unit.model_helpers import make_bundle
@@ -117,7 +118,7 @@ def test_one_kill_anywhere_and_a_second_call_register_a_model_once(
         assert aliases(tracker, name) == {CANDIDATE: "1", CHAMPION: "1"}, writes
         assert client.get_registered_model(name).tags == {"champions": "1"}, writes
         assert decision.promoted, writes
-        assert tracker.version(name, "1").tags == {
+        assert ModelRegistry(tracker).version(name, "1").tags == {
             "bundle_digest": digest,
             "evaluation_tasks": TASKS,
             "accuracy_10_way.specialized": "0.5000",
@@ -126,7 +127,7 @@ def test_one_kill_anywhere_and_a_second_call_register_a_model_once(
         }, writes
         (logged,) = client.search_logged_models([tracker.experiment_id], filter_string=f"source_run_id = '{run_id}'")
         assert str(logged.status) == "READY", writes
-        folder = find_bundle(tracker.download_model(version, tmp_path / str(writes)))
+        folder = find_bundle(ModelRegistry(tracker).download_model(version, tmp_path / str(writes)))
         assert load_bundle(folder).digest == digest, writes
     assert writes > 10  # or the kills did not reach the writes
 
@@ -149,7 +150,7 @@ def test_a_better_model_is_registered_once_however_often_publishing_is_killed(
     assert [version.tags["bundle_digest"] for version in versions] == list(bundles)
     assert [version.tags["accuracy_10_way.specialized"] for version in versions] == ["0.5000", "0.6000"]
     assert aliases(tracker, "killed") == {CANDIDATE: "2", CHAMPION: "2"}
-    assert tracker.rollback("killed").version == "1"
+    assert ModelRegistry(tracker).rollback("killed").version == "1"
 
 
 @pytest.fixture
@@ -160,7 +161,7 @@ def versions(tracker: Tracker, request: pytest.FixtureRequest, tmp_path: Path) -
     for _ in range(4):
         client.create_model_version(name, source=str(tmp_path))
     for version in ("1", "2", "3"):
-        tracker.promote(name, version)
+        ModelRegistry(tracker).promote(name, version)
     return str(name)
 
 
@@ -168,25 +169,25 @@ def versions(tracker: Tracker, request: pytest.FixtureRequest, tmp_path: Path) -
 def test_a_promotion_killed_between_its_writes_and_run_again_is_one_promotion(
     tracker: Tracker, versions: str, writes: int
 ) -> None:
-    assert killed(lambda: tracker.promote(versions, "4"), writes=writes)
-    assert tracker.promote(versions, "4").version == "4"
-    assert [tracker.rollback(versions).version for _ in range(3)] == ["3", "2", "1"]
+    assert killed(lambda: ModelRegistry(tracker).promote(versions, "4"), writes=writes)
+    assert ModelRegistry(tracker).promote(versions, "4").version == "4"
+    assert [ModelRegistry(tracker).rollback(versions).version for _ in range(3)] == ["3", "2", "1"]
 
 
 @pytest.mark.parametrize("writes", [0, 1])
 def test_a_rollback_killed_between_its_writes_and_run_again_goes_back_once(
     tracker: Tracker, versions: str, writes: int
 ) -> None:
-    assert killed(lambda: tracker.rollback(versions), writes=writes)
-    assert tracker.version(versions, CHAMPION).version == "3"
-    assert tracker.rollback(versions).version == "2"
-    assert tracker.rollback(versions).version == "1"
+    assert killed(lambda: ModelRegistry(tracker).rollback(versions), writes=writes)
+    assert ModelRegistry(tracker).version(versions, CHAMPION).version == "3"
+    assert ModelRegistry(tracker).rollback(versions).version == "2"
+    assert ModelRegistry(tracker).rollback(versions).version == "1"
 
 
 def test_a_champion_set_by_hand_in_mlflow_is_remembered(tracker: Tracker, versions: str) -> None:
     mlflow.MlflowClient(tracking_uri=tracker.config.uri).set_registered_model_alias(versions, CHAMPION, "1")
-    tracker.promote(versions, "4")
-    assert [tracker.rollback(versions).version for _ in range(3)] == ["1", "3", "2"]
+    ModelRegistry(tracker).promote(versions, "4")
+    assert [ModelRegistry(tracker).rollback(versions).version for _ in range(3)] == ["1", "3", "2"]
 
 
 def test_commands_find_mlflow_through_the_configuration_of_a_run(
@@ -251,4 +252,4 @@ def test_the_evaluation_of_another_model_is_refused(tracker: Tracker, bundles: d
     first, second = bundles
     with pytest.raises(BadInputError, match="the evaluation is of"):
         publish(tracker, run_id="r", bundle_folder=bundles[first], name="mixed", result=result_of(second, 0.5))
-    assert tracker.find_version("mixed", tags={"bundle_digest": first}) is None
+    assert ModelRegistry(tracker).find_version("mixed", tags={"bundle_digest": first}) is None
