@@ -1,13 +1,10 @@
 """Bad input through the real command: a clear message, an exit status, no traceback, and nothing half-made that counts."""
 
 import json
-import struct
 import subprocess
 import sys
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import mlflow
 import pyarrow as pa
@@ -19,41 +16,14 @@ from data_prep.sample.links import write_url_list
 from data_prep.sample.serve import serving_sample
 from infra.cluster import ClusterConfig, connected
 from infra.tracking import TrackingConfig
-from pipeline import cli, runner
+from pipeline import runner
 from pipeline.config import load_run_config
 from pipeline.console import ConsoleObserver
-from tests.unit.model_helpers import make_bundle, picture_bytes
+from tests.command import Command, Ended
+from tests.unit.model_helpers import picture_bytes
 
 pytestmark = pytest.mark.integration
 QUICKSTART = str(Path(__file__).parents[2] / "pipeline" / "configs" / "quickstart.yaml")
-
-
-class Ended(NamedTuple):
-    status: int
-    output: str
-    error: str
-
-
-Command = Callable[..., Ended]
-
-
-@pytest.fixture
-def hyperclip(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """The entry point of the `hyperclip` command, in this process so that Ray is started once for the file."""
-
-    def run(*arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["hyperclip", *arguments])
-        capsys.readouterr()
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as ended:
-            status = int(ended.code or 0)
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return Ended(status, captured.out, captured.err)
-
-    return run
 
 
 class Run:
@@ -265,83 +235,3 @@ def test_damaged_shards_are_named_and_not_built_upon(run: Run, tmp_path: Path, r
     assert "are damaged" in ended.error
     assert "train" not in run.done()
     assert not (run.folder("train") / "bundle").exists()
-
-
-# ---- pictures and labels ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model") / "bundle"
-    make_bundle(folder)
-    return str(folder)
-
-
-def huge_png() -> bytes:
-    """30,000 x 30,000 pixels, by its header."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (huge_png(), "too many pixels"),
-        (b"this is no picture, it is a text\n" * 10, "no JPEG, PNG or WebP"),
-        (b"", "no JPEG, PNG or WebP"),
-        (picture_bytes(40, 40)[:-30], "ends early"),
-    ],
-    ids=["huge", "text", "empty", "cut"],
-)
-def test_a_picture_that_cannot_be_used_is_named(
-    hyperclip: Command, bundle: str, tmp_path: Path, content: bytes, says: str
-) -> None:
-    (tmp_path / "photo.jpg").write_bytes(content)
-    ended = hyperclip("classify", bundle, str(tmp_path / "photo.jpg"), "--labels", "cat,dog")
-    assert ended.status == 2
-    assert f"{tmp_path}/photo.jpg: " in ended.error
-    assert says in ended.error
-    assert "cat" not in ended.output
-
-
-@pytest.mark.parametrize("labels", ["", ",", " , ,", "@FILE"])
-@pytest.mark.parametrize("command", ["specialize", "export", "classify"])
-def test_an_empty_list_of_labels_is_refused(hyperclip: Command, bundle: str, tmp_path: Path, command: str, labels: str) -> None:
-    (tmp_path / "labels.txt").write_text("\n \n")
-    (tmp_path / "photo.png").write_bytes(picture_bytes(40, 40))
-    rest = [str(tmp_path / "photo.png")] if command == "classify" else ["--output", str(tmp_path / "made")]
-    ended = hyperclip(command, bundle, *rest, "--labels", labels.replace("FILE", str(tmp_path / "labels.txt")))
-    assert ended.status == 2
-    assert "label" in ended.error
-    assert not (tmp_path / "made").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (
-            ["classify", "nowhere", "PICTURE", "--labels", "a,b"],
-            "no bundle folder 'nowhere'; if it is the name of a registered",
-        ),
-        (["classify", "no/where", "PICTURE", "--labels", "a,b"], "no bundle folder 'no/where'\n"),
-        (["classify", "BUNDLE", "missing.jpg", "--labels", "a,b"], "missing.jpg: cannot be read: No such file"),
-        (["classify", "BUNDLE", "PICTURE", "--labels", "@missing.txt"], "cannot read missing.txt"),
-        (["classify", "models:/m@champion", "PICTURE", "--labels", "a,b"], "which MLflow?"),
-        (["classify", "models:/m", "PICTURE", "--labels", "a,b"], "models:/NAME@ALIAS"),
-        (["promote", "m", "1", "--tracking-uri", "sqlite:////nowhere/x.db"], "no MLflow database"),
-        (["promote", "m", "1", "--tracking-uri", "sqlite:////nowhere/x.db", "--config", QUICKSTART], "give one of them"),
-    ],
-)
-def test_a_model_that_is_not_there_is_said_so(
-    hyperclip: Command, bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str
-) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "photo.png").write_bytes(picture_bytes(40, 40))
-    known = {"BUNDLE": bundle, "PICTURE": str(tmp_path / "photo.png")}
-    ended = hyperclip(*(known.get(argument, argument) for argument in arguments))
-    assert ended.status == 2
-    assert says in ended.error

@@ -1,10 +1,13 @@
 """A small bundle, pictures and an in-process service for the tests of serving."""
 
+import asyncio
 import io
 import struct
 import zlib
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -14,6 +17,7 @@ from serving.config import ServingConfig
 from serving.deployments.hypernetwork import Hypernetwork
 from serving.engines.image_encoder import EncodeItem, model_info
 from serving.engines.image_worker import BatchedItem, ImageWorker
+from serving.limits import ServingLimits
 from serving.messages import HypernetworkBackend, ImageEncoderBackend
 from serving.metrics import IngressMetrics
 from serving.model_source import fetch, resolve
@@ -27,6 +31,10 @@ from training.model.registry import hyperclip_test
 from training.preprocess import PreprocessConfig
 
 IMAGE_SIZE = 32
+LIMITS = ServingLimits(
+    max_body_bytes=400_000, max_pixels=100_000, max_images=3, max_texts=4, max_top_k=50, max_label_characters=40
+)
+Scenario = Callable[["LocalService"], Awaitable[None]]
 
 
 def make_bundle(folder: Path, *, seed: int = 0) -> Path:
@@ -98,3 +106,24 @@ def local_service(config: ServingConfig, *, hypernetwork: HypernetworkBackend | 
     transport = httpx.ASGITransport(create_http_app(service), raise_app_exceptions=False)
     http = httpx.AsyncClient(transport=transport, base_url="http://service")
     return LocalService(service, http, hypernetwork, image_encoder, store)
+
+
+def play(config: ServingConfig, scenario: Scenario) -> None:
+    """Run a scenario against a service of its own."""
+
+    async def inside() -> None:
+        local = local_service(config)
+        async with local.http:
+            await scenario(local)
+
+    asyncio.run(inside())
+
+
+def check_problem(response: httpx.Response, status: int) -> dict[str, Any]:
+    """That the response is a problem document with this status; returns it."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body: dict[str, Any] = response.json()
+    assert body["status"] == status and body["title"] and body["detail"]
+    assert body["type"].startswith("urn:hyperclip:problem:")
+    return body

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.benchmarks import gpu
+from tests.benchmarks._gpu_sides import Sizes
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: `make bench` measures it")
@@ -21,9 +22,7 @@ def test_without_a_gpu_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch, capsy
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("open_clip") is None, reason="open_clip is the peer")
 def test_every_side_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = gpu.Sizes(
-        "test", batch=8, steps=1, rounds=1, num_pictures=16, loader_workers=0, precision="fp32", compile_peer=False
-    )
+    sizes = Sizes("test", batch=8, steps=1, rounds=1, num_pictures=16, loader_workers=0, precision="fp32", compile_peer=False)
     with gpu.process_group("gloo"):
         status = gpu.run(sizes, torch.device("cpu"))
     result = json.loads(capsys.readouterr().out.splitlines()[-1])

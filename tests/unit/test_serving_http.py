@@ -5,25 +5,16 @@ tests/integration/test_serving_service.py makes the calls through a real Serve.
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from serving.config import ServingConfig
-from serving.limits import ServingLimits
-from serving.messages import Embedded, Refused, Specialized
-from serving.schemas import ModelInfo
-from serving.task_record import TaskRecord
-from tests.unit.serving_helpers import LocalService, huge_png, local_service, make_bundle, picture
+from tests.unit.serving_helpers import LIMITS, LocalService, check_problem, huge_png, make_bundle, picture, play
 
 JPEG = picture(1, kind="JPEG", side=200)
-LIMITS = ServingLimits(
-    max_body_bytes=400_000, max_pixels=100_000, max_images=3, max_texts=4, max_top_k=50, max_label_characters=40
-)
-Scenario = Callable[[LocalService], Awaitable[None]]
 
 
 @pytest.fixture(scope="module")
@@ -34,24 +25,6 @@ def bundle_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def config(bundle_uri: str, tmp_path: Path) -> ServingConfig:
     return ServingConfig(bundle_uri=bundle_uri, task_store_uri=str(tmp_path / "tasks"), limits=LIMITS)
-
-
-def play(config: ServingConfig, scenario: Scenario) -> None:
-    async def inside() -> None:
-        local = local_service(config)
-        async with local.http:
-            await scenario(local)
-
-    asyncio.run(inside())
-
-
-def check_problem(response: httpx.Response, status: int) -> dict[str, Any]:
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/problem+json"
-    body: dict[str, Any] = response.json()
-    assert body["status"] == status and body["title"] and body["detail"]
-    assert body["type"].startswith("urn:hyperclip:problem:")
-    return body
 
 
 JSON_REFUSALS: list[tuple[bytes, int, str]] = [
@@ -228,106 +201,6 @@ def test_calls_from_pages_of_other_sites_are_refused(config: ServingConfig) -> N
         assert not [name for name in response.headers if name.startswith("access-control")]
 
     play(config, scenario)
-
-
-class HeldHypernetwork:
-    """Makes nothing until told, and counts what it was asked for."""
-
-    def __init__(self) -> None:
-        self.release = asyncio.Event()
-        self.calls: list[str] = []
-        self.fail: Exception | None = None
-
-    async def describe(self) -> ModelInfo:
-        return ModelInfo(
-            name="m", version="1", digest="0" * 64, architecture="a", image_size=32, embed_dim=2, num_generated=1,
-            templates=("{}",), metrics={},
-        )  # fmt: skip
-
-    async def specialize(self, record: TaskRecord) -> Specialized | Refused:
-        self.calls.append(record.task_id)
-        await self.release.wait()
-        if self.fail:
-            raise self.fail
-        return Specialized("x", await self.describe(), 1.0)
-
-    async def embed_texts(self, texts: Sequence[str]) -> list[Embedded] | Refused:
-        raise NotImplementedError
-
-    async def export(self, record: TaskRecord) -> bytes | Refused:
-        raise NotImplementedError
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0)  # lets the other coroutines run; takes no time
-
-
-def test_identical_tasks_asked_for_together_are_made_once(config: ServingConfig) -> None:
-    async def scenario(local: LocalService) -> None:
-        held = local.hypernetwork
-        assert isinstance(held, HeldHypernetwork)
-        same = [asyncio.create_task(local.http.post("/v1/tasks", json={"labels": ["cat", "dog"]})) for _ in range(5)]
-        other = asyncio.create_task(local.http.post("/v1/tasks", json={"labels": ["tree"]}))
-        await until(lambda: len(held.calls) == 2)
-        same[0].cancel()  # the one who leaves does not take the others' answer along
-        held.release.set()
-        responses = await asyncio.gather(*same[1:], other)
-        assert [response.status_code for response in responses] == [200] * 5
-        assert len(held.calls) == 2
-
-    async def with_backend() -> None:
-        local = local_service(config, hypernetwork=HeldHypernetwork())
-        await scenario(local)
-
-    asyncio.run(with_backend())
-
-
-def test_overload_is_shed_with_429_and_a_time_to_wait(config: ServingConfig) -> None:
-    crowded = config.rebuilt(limits=LIMITS.rebuilt(max_requests_in_flight=2, retry_after_s=7))
-
-    async def inside() -> None:
-        held = HeldHypernetwork()
-        local = local_service(crowded, hypernetwork=held)
-        waiting = [asyncio.create_task(local.http.post("/v1/tasks", json={"labels": [name]})) for name in "ab"]
-        await until(lambda: len(held.calls) == 2)
-        refused = await local.http.post("/v1/tasks", json={"labels": ["c"]})
-        check_problem(refused, 429)
-        assert refused.headers["retry-after"] == "7"
-        assert (await local.http.get("/metrics")).status_code == 200  # still to be seen from outside
-        held.release.set()
-        assert [response.status_code for response in await asyncio.gather(*waiting)] == [200, 200]
-        assert (await local.http.post("/v1/tasks", json={"labels": ["c"]})).status_code == 200
-        metrics = (await local.http.get("/metrics")).text
-        assert "hyperclip_requests_shed_total 1.0" in metrics
-        assert 'hyperclip_requests_total{method="POST",route="/v1/tasks",status="200"} 3.0' in metrics
-
-    asyncio.run(inside())
-
-
-def test_no_answer_in_time_is_a_503(config: ServingConfig) -> None:
-    async def inside() -> None:
-        impatient = config.rebuilt(limits=LIMITS.rebuilt(specialize_timeout_s=0.01))
-        local = local_service(impatient, hypernetwork=HeldHypernetwork())
-        response = await local.http.post("/v1/tasks", json={"labels": ["cat"]})
-        check_problem(response, 503)
-        assert response.headers["retry-after"] == "1"
-
-    asyncio.run(inside())
-
-
-def test_a_failure_of_ours_says_nothing_of_its_inside(config: ServingConfig) -> None:
-    async def inside() -> None:
-        held = HeldHypernetwork()
-        held.release.set()
-        held.fail = RuntimeError("secret path /home/x")
-        local = local_service(config, hypernetwork=held)
-        response = await local.http.post("/v1/tasks", json={"labels": ["cat"]})
-        check_problem(response, 500)
-        assert "secret" not in response.text
-        assert response.headers["x-content-type-options"] == "nosniff"
-
-    asyncio.run(inside())
 
 
 @pytest.mark.parametrize("loss", ["absent", "damaged"])
