@@ -1,9 +1,7 @@
 """Training under a real Ray: a killed worker, a lost node, an error that would repeat itself, a cluster that is too small."""
 
-import os
-import re
+import contextlib
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -70,10 +68,13 @@ def ignore(step: int, metrics: dict[str, float]) -> None:
 
 
 def kill_a_worker() -> None:
-    workers = [
-        child for child in psutil.Process().children(recursive=True) if re.search("RayTrainWorker", " ".join(child.cmdline()))
-    ]
-    os.kill(workers[-1].pid, signal.SIGKILL)
+    """The youngest: those of an earlier run may still be on their way out."""
+    workers = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # Ray's processes come and go
+            if any("RayTrainWorker" in part for part in child.cmdline()):
+                workers.append(child)
+    max(workers, key=psutil.Process.create_time).kill()
 
 
 @pytest.mark.slow

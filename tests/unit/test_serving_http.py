@@ -1,6 +1,6 @@
 """The HTTP interface over deployments in this process: every refusal is a problem document, never a 500.
 
-tests/integration/test_serving_service.py makes the calls through a real Serve.
+tests/integration/serving/ makes the calls through a real Serve.
 """
 
 import asyncio
