@@ -68,14 +68,16 @@ class _UsualStep:
 def same_worker_step(config: TrainConfig) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """What one of our loader workers makes of a sample, without the check of its hash."""
     rng = np.random.default_rng(0)
+    side = config.preprocess.image_size
 
     def step(sample: dict[str, Any]) -> dict[str, Any]:
         captions = json.loads(sample["json"])["captions"]
         caption = captions[int(rng.integers(len(captions)))]
         template = config.templates[int(rng.integers(len(config.templates)))]
-        pixels = augmented(sample["jpg"], config.augment, side=config.preprocess.image_size, rng=rng)
+        pixels = np.empty((side, side, 3), dtype=np.uint8)
+        augmented(sample["jpg"], config.augment, out=pixels, rng=rng)
         tokens = Tokenizer().padded([template.replace("{}", caption), captions[0]])
-        return {"images": torch.from_numpy(pixels.copy()), "caption_tokens": tokens[0], "name_tokens": tokens[1]}
+        return {"images": torch.from_numpy(pixels), "caption_tokens": tokens[0], "name_tokens": tokens[1]}
 
     return step
 

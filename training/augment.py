@@ -1,7 +1,12 @@
-"""Random variations of a training picture.  The generator is given, so a sample's picture depends on its position alone."""
+"""Random variations of a training picture.  The generator is given, so a sample's picture depends on its position alone.
+
+Resampling and colour are integer arithmetic in whole rows: together they take less than the decoder does.
+Shapes: H, W decoded picture, S side of the result.
+"""
 
 import numpy as np
-from PIL import Image
+import torch
+import torch.nn.functional as F
 
 from infra import images
 from training.config import AugmentConfig
@@ -9,15 +14,22 @@ from training.config import AugmentConfig
 Box = tuple[float, float, float, float]
 """left, top, right, bottom."""
 
+GAIN_BITS = 6
+"""Fixed point of the colour gains: 255 times the largest, 2.5, still fits 16 bits."""
 
-def augmented(picture: bytes, config: AugmentConfig, *, side: int, rng: np.random.Generator) -> np.ndarray:
-    """JPEG, PNG or WebP bytes -> (side, side, 3) uint8: background, random crop, colour.
+
+def augmented(picture: bytes, config: AugmentConfig, *, out: np.ndarray, rng: np.random.Generator) -> None:
+    """JPEG, PNG or WebP bytes -> background, random crop, colour, written to `out`.
 
     The crop is drawn before decoding, so that a large JPEG is decoded no larger than the crop needs.
+
+    Args:
+        out: (S, S, 3) uint8, contiguous; undefined where this raises.
 
     Raises:
         infra.images.ImageError: not such a picture, or damaged.
     """
+    side = len(out)
     info = images.probe(picture)
     left, top, right, bottom = _random_crop(info.width, info.height, config.min_scale, rng)
     enough = (int(info.height * side / (bottom - top)) + 1, int(info.width * side / (right - left)) + 1)
@@ -27,12 +39,13 @@ def augmented(picture: bytes, config: AugmentConfig, *, side: int, rng: np.rando
         red, green, blue = rng.integers(0, 256, size=3).tolist()
         background = (red, green, blue)
     across, down = pixels.shape[1] / info.width, pixels.shape[0] / info.height
-    image = _resized(pixels, (left * across, top * down, right * across, bottom * down), side=side, background=background)
+    inside = _inside(pixels, (left * across, top * down, right * across, bottom * down))
+    resized = _resized(images.flatten(inside, background=background), side=side)
     if config.colour_jitter:
         gain = 1 + config.colour_jitter * rng.uniform(-1, 1) + config.colour_jitter / 2 * rng.uniform(-1, 1, size=3)
-        table = np.clip(np.arange(256) * gain[:, None], 0, 255).astype(np.uint8)  # (3, 256), each channel times its gain
-        image = image.point(table.ravel().tolist())
-    return np.asarray(image)
+        out[:] = brightened(resized, gain)
+    else:
+        out[:] = resized
 
 
 def _random_crop(width: int, height: int, min_scale: float, rng: np.random.Generator) -> Box:
@@ -45,12 +58,27 @@ def _random_crop(width: int, height: int, min_scale: float, rng: np.random.Gener
     return left, top, left + crop_width, top + crop_height
 
 
-def _resized(pixels: np.ndarray, box: Box, *, side: int, background: tuple[int, int, int]) -> Image.Image:
-    """(H, W, 3 or 4) uint8 -> side x side: the box, resampled once; only what lies in it is touched."""
-    left, top = int(box[0]), int(box[1])
-    inside = pixels[top : int(np.ceil(box[3])), left : int(np.ceil(box[2]))]
-    inside = np.ascontiguousarray(images.flatten(inside, background=background))
-    height, width = inside.shape[:2]
-    # rounding must not carry the box beyond the pixels
-    box = (box[0] - left, box[1] - top, min(box[2] - left, width), min(box[3] - top, height))
-    return Image.fromarray(inside).resize((side, side), Image.Resampling.BILINEAR, box=box)
+def _inside(pixels: np.ndarray, box: Box) -> np.ndarray:
+    """(H, W, C) -> the whole pixels nearest to the box, at least one each way; a view."""
+    left, top = min(round(box[0]), pixels.shape[1] - 1), min(round(box[1]), pixels.shape[0] - 1)
+    return pixels[top : max(round(box[3]), top + 1), left : max(round(box[2]), left + 1)]
+
+
+def _resized(pixels: np.ndarray, *, side: int) -> np.ndarray:
+    """(H, W, 3) uint8 -> (S, S, 3) uint8, bilinear with antialiasing.
+
+    Within 1 of Pillow's and five times as fast, the same on every processor: integer arithmetic in both.
+    """
+    rows = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # (1, 3, H, W), still channels last in memory
+    return F.interpolate(rows, (side, side), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
+
+
+def brightened(pixels: np.ndarray, gain: np.ndarray) -> np.ndarray:
+    """(S, S, 3) uint8 -> (S, S, 3) uint16 up to 255: each channel times its gain, not below 0, in steps of 1 / 64."""
+    side = len(pixels)
+    gains = np.tile(np.rint(gain.clip(0) * (1 << GAIN_BITS)).astype(np.uint16), side)
+    rows = pixels.reshape(side, -1).astype(np.uint16)  # whole rows: arithmetic along an axis of 3 does not vectorize
+    rows *= gains
+    rows >>= GAIN_BITS
+    np.minimum(rows, np.full_like(gains, 255), out=rows)  # a bound as wide as the row: numpy is slow with a single number
+    return rows.reshape(pixels.shape)

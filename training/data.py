@@ -4,14 +4,16 @@ Shapes: B local batch, S side of the picture.
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
-from itertools import count
+from itertools import count, cycle
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from infra.errors import BadInputError, DataLossError
+from training.batch_slots import BatchSlots
 from training.config import TrainConfig
 from training.loader_workers import loaded, loader_context
 from training.objective import LocalBatch
@@ -50,33 +52,53 @@ class TrainingBatches:
             DataLossError: while iterating: more samples were replaced than `max_replaced_share` allows.
         """
         config = self._config
+        slots = self._slots()
         loader = DataLoader(
-            TrainingSamples(self._reader, config),
-            sampler=_Plans(
+            TrainingSamples(self._reader, config, slots),
+            sampler=_Requests(
                 self._order,
                 first_batch=batch_number,
                 contrastive_batch_size=config.contrastive_batch_size,
                 rank=self._rank,
                 world_size=self._world_size,
+                num_slots=len(slots),
             ),
-            batch_size=None,  # a plan is a whole batch
+            batch_size=None,  # a request is a whole batch
             num_workers=config.loader_workers,
             multiprocessing_context=loader_context() if config.loader_workers else None,
             prefetch_factor=BATCHES_AHEAD if config.loader_workers else None,
-            pin_memory=config.workers.use_gpu,
             generator=torch.Generator(),  # making an iterator must not move the training's own
         )
         seen = replaced = 0
-        for tensors in loaded(loader):
-            seen += len(tensors["replaced"])
-            replaced += int(tensors["replaced"].sum())
-            if replaced > config.max_replaced_share * max(seen, JUDGED_SAMPLES):
-                raise DataLossError(
-                    f"{replaced:,} of {seen:,} samples since batch {batch_number:,} did not decode and were replaced, more "
-                    f"than max_replaced_share={config.max_replaced_share:g} allows; the log names them. "
-                    "Curate the data again, or raise max_replaced_share"
-                )
-            yield LocalBatch(**_on_device(tensors, config))
+        with slots.page_locked() if config.workers.use_gpu else nullcontext():
+            for slot in loaded(loader):
+                batch = slots[slot]
+                seen += len(batch["replaced"])
+                replaced += int(batch["replaced"].sum())
+                if replaced > config.max_replaced_share * max(seen, JUDGED_SAMPLES):
+                    raise DataLossError(
+                        f"{replaced:,} of {seen:,} samples since batch {batch_number:,} did not decode and were replaced, more "
+                        f"than max_replaced_share={config.max_replaced_share:g} allows; the log names them. "
+                        "Curate the data again, or raise max_replaced_share"
+                    )
+                yield LocalBatch(**_taken(batch, config))
+
+    def _slots(self) -> BatchSlots:
+        """As many as can be in use at once: the batch that is taken here, and those that workers were asked for.
+
+        The loader sends the request for batch k + workers x BATCHES_AHEAD before it hands over batch k, and no later one before
+        it is asked for batch k + 1; by then batch k has been copied.  With one slot more than requests under way, none is
+        written while it is read.
+        """
+        config = self._config
+        slots = BatchSlots(
+            config.loader_workers * BATCHES_AHEAD + 1,
+            batch_size=config.contrastive_batch_size // self._world_size,
+            side=config.preprocess.image_size,
+        )
+        if config.loader_workers:
+            slots.share()
+        return slots
 
 
 def sample_order(reader: ShardReader, config: TrainConfig) -> SampleOrder:
@@ -98,27 +120,49 @@ def sample_order(reader: ShardReader, config: TrainConfig) -> SampleOrder:
     return WeightedOrder([known[name] for name in names], reader.shard_sizes, weights=weights, seed=config.seed)
 
 
-class _Plans(Sampler[BatchPlan]):
-    """Batch after batch, what one rank loads."""
+class _Requests(Sampler[tuple[int, BatchPlan]]):
+    """Batch after batch, what one rank loads and the slot to put it in; the slots take turns."""
 
     def __init__(
-        self, order: SampleOrder, *, first_batch: int, contrastive_batch_size: int, rank: int, world_size: int
+        self,
+        order: SampleOrder,
+        *,
+        first_batch: int,
+        contrastive_batch_size: int,
+        rank: int,
+        world_size: int,
+        num_slots: int,
     ) -> None:
-        self._first = first_batch
+        self._first, self._num_slots = first_batch, num_slots
         self._share = partial(
             rank_share, order, contrastive_batch_size=contrastive_batch_size, rank=rank, world_size=world_size
         )
 
-    def __iter__(self) -> Iterator[BatchPlan]:
-        return map(self._share, count(self._first))
+    def __iter__(self) -> Iterator[tuple[int, BatchPlan]]:
+        return zip(cycle(range(self._num_slots)), map(self._share, count(self._first)), strict=False)
 
 
-def _on_device(tensors: dict[str, Tensor], config: TrainConfig) -> dict[str, Tensor]:
-    """Pictures travel as bytes, a quarter of their floats, and are normalized where the step wants them."""
-    pictures = tensors["images"]
+def _taken(batch: dict[str, Tensor], config: TrainConfig) -> dict[str, Tensor]:
+    """A batch out of its slot, which is free when this returns.
+
+    Pictures travel as bytes, a quarter of their floats, and are normalized where the step wants them.
+    """
     if config.workers.use_gpu:
-        pictures = pictures.to("cuda", non_blocking=True)
-    return {**tensors, "images": normalized(pictures, config.preprocess)}
+        batch = _copied_to_gpu(batch)
+    else:
+        batch = {name: tensor if name == "images" else tensor.clone() for name, tensor in batch.items()}
+    return {**batch, "images": normalized(batch["images"], config.preprocess)}  # makes new ones
+
+
+def _copied_to_gpu(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """On a stream of its own: only the copy is waited for, not the training step that the GPU is at."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        copies = {name: tensor.to("cuda", non_blocking=True) for name, tensor in batch.items()}
+    stream.synchronize()
+    for copy in copies.values():
+        copy.record_stream(torch.cuda.current_stream())  # its memory is not given to the next copy while the step reads it
+    return copies
 
 
 def normalized(pictures: Tensor, config: PreprocessConfig) -> Tensor:

@@ -5,13 +5,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from training.health import StoppedError
 
 
-def loaded(loader: DataLoader[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+def loaded(loader: DataLoader[int]) -> Iterator[int]:
     """What the loader yields.
 
     Raises:

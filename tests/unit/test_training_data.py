@@ -17,9 +17,9 @@ from infra import storage
 from infra.errors import BadInputError, CorruptArtefactError, DataLossError
 from tests.unit.data_helpers import picture
 from tests.unit.shard_helpers import Sample, sample, write_shards
-from training.augment import augmented
+from training.augment import augmented, brightened
 from training.config import AugmentConfig, TrainConfig
-from training.data import TrainingBatches, normalized
+from training.data import BATCHES_AHEAD, TrainingBatches, normalized
 from training.objective import LocalBatch
 from training.preprocess import PreprocessConfig, normalize
 from training.shard_reader import ShardReader, open_shards
@@ -71,6 +71,15 @@ def test_a_batch_is_the_same_at_any_number_of_ranks_and_workers_and_from_any_sta
     seen = torch.cat([batch.sample_index for batch in whole])
     assert sorted(seen[:NUM_SAMPLES].tolist()) == list(range(NUM_SAMPLES))
     assert not any(batch.replaced.any() for batch in whole)
+
+
+def test_batches_are_whole_when_their_memory_is_used_again_and_again(shards: Path) -> None:
+    """Workers write ahead into slots that training has read: no batch may change while it is taken, or afterwards."""
+    num_batches = 4 * (2 * BATCHES_AHEAD + 1)  # each slot holds four of them
+    for expected, found in zip(
+        batches(shards, config(), count=num_batches), batches(shards, config(loader_workers=2), count=num_batches), strict=True
+    ):
+        assert_same(found, expected)
 
 
 def test_a_loader_leaves_the_random_numbers_of_training_alone(shards: Path) -> None:
@@ -190,6 +199,16 @@ def test_pictures_are_normalized_as_everywhere_else() -> None:
     assert np.array_equal(normalized(torch.from_numpy(pixels), settings).numpy(), expected)
 
 
+def test_colours_are_multiplied_and_cut_at_black_and_white() -> None:
+    """Also by the gains at the ends of what can be drawn: the arithmetic of 16 bits must not wrap around."""
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    for gain in ((-0.5, 0.0, 2.5), (1.0, 0.7, 1.45)):
+        expected = np.clip(pixels * np.array(gain), 0, 255)
+        # the gain is rounded to 1 / 64, which moves 255 by 2, and the result is cut to a whole number
+        assert np.abs(brightened(pixels, np.array(gain)) - expected).max() <= 3
+    assert np.array_equal(brightened(pixels, np.ones(3)), pixels)
+
+
 @pytest.mark.parametrize("size", [(48, 48), (500, 375), (300, 1200)])
 def test_a_crop_from_a_scaled_decode_is_the_crop_from_the_whole_picture(size: tuple[int, int]) -> None:
     blobs = np.random.default_rng(1).integers(0, 256, (9, 12, 3), dtype=np.uint8)
@@ -197,8 +216,7 @@ def test_a_crop_from_a_scaled_decode_is_the_crop_from_the_whole_picture(size: tu
     jpeg, png = io.BytesIO(), io.BytesIO()
     image.save(jpeg, "JPEG", quality=95, subsampling=0)
     image.save(png, "PNG")  # decoded whole
-    left, right = (
-        augmented(data.getvalue(), AugmentConfig(), side=64, rng=np.random.default_rng(2)).astype(int) for data in (jpeg, png)
-    )
-    assert left.shape == (64, 64, 3)
-    assert np.abs(left - right).mean() < 3  # of 255: JPEG's loss and another filter, not another crop
+    left, right = np.zeros((2, 64, 64, 3), dtype=np.uint8)
+    for data, out in ((jpeg, left), (png, right)):
+        augmented(data.getvalue(), AugmentConfig(), out=out, rng=np.random.default_rng(2))
+    assert np.abs(left.astype(int) - right).mean() < 3  # of 255: JPEG's loss and another filter, not another crop
