@@ -5,6 +5,7 @@ A BatchNorm in eval mode is an affine map per channel; behind a convolution the 
     s = (weight + delta_scale) / sqrt(running_var + eps)        W' = W * s
                                                                 b' = (b - running_mean) * s + bias + delta_bias
 
+A low-rank delta is added to the weight that it belongs to first, be it a convolution's or the projection's.
 Which convolution feeds which norm is observed in one forward pass, not guessed from names, so any timm network will do.
 Shapes: B images, C channels, D embedding, P generated values.
 """
@@ -22,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from training.model.generated_norm import GeneratedBatchNorm2d, GeneratedNorm
 from training.model.image_encoder import ImageEncoder
+from training.model.low_rank import GeneratedLinear, GeneratedPointwise
 
 _FOLDABLE = ("Conv2d", "Conv2dSame")
 """By name: other subclasses (weight standardization, mixtures) compute their weights and would undo the folding."""
@@ -43,7 +45,7 @@ def fold_image_encoder(encoder: ImageEncoder, delta: Tensor) -> nn.Module:
     """A copy of the encoder, in eval mode and without gradients, with `base + delta` folded into it.
 
     A BatchNorm alone behind a convolution disappears into it; any other norm keeps its form, with base + delta as its
-    constants.
+    constants.  Low-rank deltas disappear into their weights.
 
     Args:
         encoder: left as it is.
@@ -57,10 +59,17 @@ def fold_image_encoder(encoder: ImageEncoder, delta: Tensor) -> nn.Module:
     """
     copied = copy.deepcopy(encoder).requires_grad_(False).eval().float()
     parts = copied.layout.split(delta.detach().to(next(copied.parameters()).device).double())
+    projection = copied.projection
+    for name, layer in copied.generated.items():
+        if isinstance(layer, GeneratedPointwise):
+            _replace(copied.trunk, name, layer.plain(parts[f"{name}.write"]))
+        elif isinstance(layer, GeneratedLinear):
+            projection = layer.plain(parts[f"{name}.write"])
     before = _convolution_before(copied)
     for name, norm in copied.norms.items():
-        scale = norm.weight.double() + parts[f"{name}.weight"]
-        bias = norm.bias.double() + parts[f"{name}.bias"]
+        scale, bias = norm.weight.double(), norm.bias.double()
+        if name in copied.generated:
+            scale, bias = scale + parts[f"{name}.weight"], bias + parts[f"{name}.bias"]
         conv = before.get(name)
         if conv is None:
             _set(norm, scale, bias)
@@ -68,7 +77,8 @@ def fold_image_encoder(encoder: ImageEncoder, delta: Tensor) -> nn.Module:
         assert isinstance(norm, GeneratedBatchNorm2d)
         _fold_into(conv, norm, scale, bias)
         _replace(copied.trunk, name, nn.Sequential(norm.drop, norm.act))
-    return FoldedImageEncoder(copied.trunk, copied.projection).requires_grad_(False).eval()
+    assert isinstance(projection, nn.Linear)
+    return FoldedImageEncoder(copied.trunk, projection).requires_grad_(False).eval()
 
 
 def _fold_into(conv: nn.Conv2d, norm: GeneratedBatchNorm2d, scale: Tensor, bias: Tensor) -> None:

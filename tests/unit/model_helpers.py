@@ -12,16 +12,22 @@ from torch import Tensor, nn
 from training.bundle import Bundle, load_bundle, save_bundle
 from training.model.generated_norm import GeneratedBatchNorm2d, GeneratedNorm
 from training.model.hyperclip import HyperClip, HyperClipConfig
-from training.model.image_encoder import ImageEncoder, ImageEncoderConfig
+from training.model.image_encoder import ImageEncoder, ImageEncoderConfig, Kind
 from training.model.registry import hyperclip_test
 from training.preprocess import PreprocessConfig
 
 LABELS = ["cat", "dog", "großer Käse", "a red bicycle"]
 
 
-def config_with(trunk: str = "test_efficientnet", image_size: int = 32) -> HyperClipConfig:
+KINDS: list[tuple[Kind, ...]] = [("norm",), ("pointwise",), ("projection",), ("norm", "pointwise", "projection")]
+"""Each kind of generated parameters alone, and all together."""
+
+
+def config_with(
+    trunk: str = "test_efficientnet", image_size: int = 32, generates: tuple[Kind, ...] = ("norm",)
+) -> HyperClipConfig:
     config = hyperclip_test()
-    return replace(config, image=replace(config.image, trunk=trunk, image_size=image_size))
+    return replace(config, image=replace(config.image, trunk=trunk, image_size=image_size, generates=generates))
 
 
 def trained_like(config: HyperClipConfig, *, seed: int = 0) -> HyperClip:
@@ -37,6 +43,9 @@ def trained_like(config: HyperClipConfig, *, seed: int = 0) -> HyperClip:
 def unsettle(encoder: ImageEncoder) -> None:
     for norm in encoder.norms.values():
         unsettle_norm(norm)
+    for name, parameter in encoder.named_parameters():
+        if name.endswith(".gamma"):  # ConvNeXt's layer scale starts at 1e-6, which hides what its convolutions do
+            nn.init.constant_(parameter, 0.5)
 
 
 @torch.no_grad()
@@ -48,10 +57,10 @@ def unsettle_norm(norm: GeneratedNorm) -> None:
         norm.running_var.uniform_(0.5, 2)
 
 
-def image_encoder(trunk: str, image_size: int = 32, *, seed: int = 0) -> ImageEncoder:
+def image_encoder(trunk: str, image_size: int = 32, *, seed: int = 0, generates: tuple[Kind, ...] = ("norm",)) -> ImageEncoder:
     """An encoder as after training, in eval mode."""
     torch.manual_seed(seed)
-    encoder = ImageEncoder(ImageEncoderConfig(trunk=trunk, image_size=image_size, embed_dim=16))
+    encoder = ImageEncoder(ImageEncoderConfig(trunk=trunk, image_size=image_size, embed_dim=16, generates=generates))
     unsettle(encoder)
     return encoder.eval().requires_grad_(False)
 

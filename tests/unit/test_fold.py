@@ -5,9 +5,11 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from tests.unit.model_helpers import image_encoder, random_images
+from tests.unit.model_helpers import KINDS, image_encoder, random_images
 from training.fold import fold_image_encoder
 from training.model.generated_norm import GeneratedNorm
+from training.model.image_encoder import Kind
+from training.model.low_rank import LowRankLayer
 from training.model.parameter_delta import GroupDelta
 
 
@@ -75,6 +77,24 @@ def test_folded_equals_functional(trunk: str, image_size: int, num_left: int) ->
     assert (expected - encoder(images)).abs().max() > 1e-3  # the delta does something
     assert sum(isinstance(module, GeneratedNorm) for module in folded.modules()) == num_left
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+
+
+@pytest.mark.parametrize("generates", KINDS[1:], ids="+".join)
+@pytest.mark.parametrize(
+    ("trunk", "image_size"),
+    [("tinynet_e", 48), ("test_resnet", 32), ("mobilenetv3_small_100", 32), ("convnext_atto", 32)],
+)
+def test_every_kind_of_delta_folds(trunk: str, image_size: int, generates: tuple[Kind, ...]) -> None:
+    encoder = image_encoder(trunk, image_size, generates=generates)
+    delta = torch.randn(encoder.layout.num_values, generator=torch.Generator().manual_seed(3)) * 0.1
+    folded = fold_image_encoder(encoder, delta)
+    assert not any(isinstance(module, LowRankLayer) for module in folded.modules())
+    images = random_images(4, image_size)
+    per_batch = encoder(images, GroupDelta(delta[None]))
+    per_sample = encoder(images, GroupDelta(torch.stack([torch.zeros_like(delta), delta]), torch.ones(4, dtype=torch.long)))
+    assert_close(folded(images), per_batch, atol=1e-5, rtol=0)  # sums in another order
+    assert_close(per_sample, per_batch, atol=1e-5, rtol=0)
+    assert (per_batch - encoder(images)).abs().max() > 1e-3  # the delta does something
 
 
 def test_the_folded_encoder_stands_alone() -> None:

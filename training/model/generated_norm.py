@@ -15,20 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.model.batch_norm import batch_norm_per_image
-from training.model.parameter_delta import DeltaSlot
+from training.model.parameter_delta import GeneratedLayer
 
 
-class GeneratedNorm(nn.Module):
-    """Owns the base scale and bias and applies the delta given for the coming forward pass.
-
-    The delta stays until the next one is set, so that recomputation in backward sees the same.
-    """
+class GeneratedNorm(GeneratedLayer):
+    """Owns the base scale and bias; the delta is one of each."""
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight.detach().clone())
         self.bias = nn.Parameter(bias.detach().clone())
-        self.delta: DeltaSlot | None = None
         self.counts = True
         """Running statistics take in the next pass; not when it repeats an earlier one in backward."""
 
@@ -36,20 +32,24 @@ class GeneratedNorm(nn.Module):
     def num_features(self) -> int:
         return self.weight.numel()
 
+    @property
+    def generated(self) -> dict[str, int]:
+        return {"weight": self.num_features, "bias": self.num_features}
+
     def affine(self) -> tuple[Tensor, Tensor] | None:
         """(C,) scale and bias for the whole batch, or None when they differ from image to image."""
         if self.delta is None:
             return self.weight, self.bias
         if self.delta.group_index is None:
-            return self.weight + self.delta.scale[0], self.bias + self.delta.bias[0]
+            return self.weight + self.delta.values["weight"][0], self.bias + self.delta.values["bias"][0]
         return None
 
     def affine_per_image(self) -> tuple[Tensor, Tensor]:
         """(B, C) scale and bias of each image."""
         assert self.delta is not None and self.delta.group_index is not None
-        index = self.delta.group_index
+        index, delta = self.delta.group_index, self.delta.values
         # embedding, not indexing: its backward pass sums the images of a group in a fixed order
-        return F.embedding(index, self.weight + self.delta.scale), F.embedding(index, self.bias + self.delta.bias)
+        return F.embedding(index, self.weight + delta["weight"]), F.embedding(index, self.bias + delta["bias"])
 
 
 class GeneratedBatchNorm2d(GeneratedNorm):

@@ -1,17 +1,21 @@
-"""Small image encoder: a timm network with generated norms, and a linear projection.
+"""Small image encoder: a timm network and a linear projection, some of whose parameters are generated.
 
 Shapes: B images, H W pixels, F trunk features, D embedding, G conditioning groups, P generated values.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.model.generated_norm import GeneratedNorm, wrap_norms
-from training.model.parameter_delta import DeltaSlot, GroupDelta, ParameterLayout
+from training.model.low_rank import GeneratedLinear, wrap_pointwise
+from training.model.parameter_delta import GeneratedLayer, GroupDelta, parameter_layout, set_delta
+
+Kind = Literal["norm", "pointwise", "projection"]
+"""What can be generated: scale and bias of the norms; low-rank deltas of the 1x1 convolutions; one of the projection."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,23 @@ class ImageEncoderConfig:
     """Side of the square input in pixels."""
     embed_dim: int
     """D."""
+    generates: tuple[Kind, ...] = ("norm",)
+    """What a delta holds."""
+    pointwise_rank: int = 4
+    """Rank of the delta of each 1x1 convolution: so many values a task for each of its output channels."""
+    pointwise_stages: int | None = None
+    """Only the 1x1 convolutions of the last so many stages (resolutions) of the trunk; None for all."""
+    projection_rank: int = 16
+    """Rank of the projection's delta: D times so many values a task."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError when what is generated is nothing, unknown or named twice, or a rank is not positive."""
+        object.__setattr__(self, "generates", tuple(self.generates))  # JSON has lists
+        unknown = [kind for kind in self.generates if kind not in get_args(Kind)]
+        if unknown or not self.generates or len(set(self.generates)) != len(self.generates):
+            raise ValueError(f"generates={self.generates}: name some of {', '.join(get_args(Kind))}, each once")
+        if min(self.pointwise_rank, self.projection_rank) < 1:
+            raise ValueError(f"ranks must be positive: {self.pointwise_rank=}, {self.projection_rank=}")
 
 
 class ImageEncoder(nn.Module):
@@ -36,16 +57,40 @@ class ImageEncoder(nn.Module):
         with torch.no_grad():
             features = self.trunk.eval()(torch.zeros(1, 3, config.image_size, config.image_size)).shape[-1]
         self.trunk.train()
-        self.projection = nn.Linear(features, config.embed_dim, bias=False)
-        nn.init.normal_(self.projection.weight, std=features**-0.5)
-        self.layout = ParameterLayout(
-            tuple((f"{name}.{kind}", norm.num_features) for name, norm in self._norms.items() for kind in ("weight", "bias"))
-        )
+        projection = nn.Linear(features, config.embed_dim, bias=False)
+        nn.init.normal_(projection.weight, std=features**-0.5)
+        self.projection: nn.Linear | GeneratedLinear = projection
+        # of its own, so that the same seed gives the twin, which generates nothing, the same weights
+        generator = torch.Generator().manual_seed(torch.initial_seed())
+        self._by_kind: dict[Kind, dict[str, GeneratedLayer]] = {}
+        if "norm" in config.generates:
+            self._by_kind["norm"] = dict(self._norms)
+        if "pointwise" in config.generates:
+            rank, last_stages = config.pointwise_rank, config.pointwise_stages
+            self._by_kind["pointwise"] = dict(
+                wrap_pointwise(self.trunk, rank=rank, last_stages=last_stages, generator=generator)
+            )
+        if "projection" in config.generates:
+            rank = min(config.projection_rank, config.embed_dim)
+            self.projection = GeneratedLinear(projection.weight, None, rank=rank, generator=generator)
+            self._by_kind["projection"] = {"projection": self.projection}
+        self._generated = {name: layer for layers in self._by_kind.values() for name, layer in layers.items()}
+        self.layout = parameter_layout(self._generated)
 
     @property
     def norms(self) -> dict[str, GeneratedNorm]:
-        """The wrapped norms by their name in the trunk."""
+        """The wrapped norms by their name in the trunk, whether they are generated or not."""
         return self._norms
+
+    @property
+    def generated(self) -> dict[str, GeneratedLayer]:
+        """The layers with generated parameters, in the order of the layout: by name in the trunk, and `projection`."""
+        return self._generated
+
+    @property
+    def num_generated(self) -> dict[Kind, int]:
+        """Values of a delta by what they are; in all P."""
+        return {kind: parameter_layout(layers).num_values for kind, layers in self._by_kind.items()}
 
     def recompute_activations(self) -> None:
         """Keep only what goes from stage to stage for the backward pass.
@@ -84,15 +129,7 @@ class ImageEncoder(nn.Module):
             norm.counts = counts
 
     def _set_delta(self, delta: GroupDelta | None) -> None:
-        if delta is None:
-            for norm in self._norms.values():
-                norm.delta = None
-            return
-        if delta.group_index is None and len(delta.flat) != 1:
-            raise ValueError(f"{len(delta.flat)} groups need a group_index that says which image is in which")
-        parts = self.layout.split(delta.flat)
-        for name, norm in self._norms.items():
-            norm.delta = DeltaSlot(parts[f"{name}.weight"], parts[f"{name}.bias"], delta.group_index)
+        set_delta(self._generated, self.layout, delta)
 
 
 def _create_trunk(name: str) -> nn.Module:

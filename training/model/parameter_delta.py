@@ -1,7 +1,8 @@
-"""Generated parameters as a named, ordered set of vectors.
+"""Generated parameters as a named, ordered set of vectors, and what the layers that apply them have in common.
 
-Everything that makes, applies, stores or folds a delta goes through `ParameterLayout`, so what is generated (norm scale and
-bias today) can grow without touching serving or export.  Shapes: G conditioning groups, P generated values in all.
+Everything that makes, applies, stores or folds a delta goes through `ParameterLayout`, so what is generated (norms, projection,
+pointwise convolutions) is a matter of the image encoder alone: serving and export see P values.
+Shapes: G conditioning groups, P generated values in all, B images.
 """
 
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,50 @@ class GroupDelta:
 class DeltaSlot:
     """What one wrapped layer applies in the coming forward pass: its share of a `GroupDelta`."""
 
-    def __init__(self, scale: Tensor, bias: Tensor, group_index: Tensor | None) -> None:
-        self.scale = scale  # (G, C)
-        self.bias = bias  # (G, C)
+    def __init__(self, values: Mapping[str, Tensor], group_index: Tensor | None) -> None:
+        self.values = values  # {name within the layer: (G, size)}
         self.group_index = group_index  # (B,)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A copied layer starts without a delta: it belongs to one forward pass of the original."""
         return
+
+
+class GeneratedLayer(nn.Module):
+    """A layer that owns its base parameters and applies the delta given for the coming forward pass.
+
+    The delta stays until the next one is set, so that recomputation in backward sees the same.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.delta: DeltaSlot | None = None
+
+    @property
+    def generated(self) -> dict[str, int]:
+        """{name within the layer: number of values} of what is generated for it."""
+        raise NotImplementedError
+
+
+def parameter_layout(layers: Mapping[str, GeneratedLayer]) -> ParameterLayout:
+    """The layout of what is generated for layers known by name."""
+    return ParameterLayout(
+        tuple((f"{name}.{own}", size) for name, layer in layers.items() for own, size in layer.generated.items())
+    )
+
+
+def set_delta(layers: Mapping[str, GeneratedLayer], layout: ParameterLayout, delta: GroupDelta | None) -> None:
+    """Give each layer its share of a delta for the coming forward pass; None for the neutral parameters.
+
+    Raises:
+        ValueError: several groups and no index, or a delta of another encoder.
+    """
+    if delta is None:
+        for layer in layers.values():
+            layer.delta = None
+        return
+    if delta.group_index is None and len(delta.flat) != 1:
+        raise ValueError(f"{len(delta.flat)} groups need a group_index that says which image is in which")
+    parts = layout.split(delta.flat)
+    for name, layer in layers.items():
+        layer.delta = DeltaSlot({own: parts[f"{name}.{own}"] for own in layer.generated}, delta.group_index)

@@ -43,8 +43,9 @@ def hyperclip_b0() -> HyperClipConfig:
 
 
 def siglip_twin(config: HyperClipConfig) -> HyperClipConfig:
-    """The matched baseline of a HyperCLIP."""
-    return replace(config, name=config.name.replace("hyperclip", "siglip"), hypernetwork=None)
+    """The matched baseline of a HyperCLIP: no hypernetwork, and none of the factors that only generated deltas need."""
+    image = replace(config.image, generates=("norm",))
+    return replace(config, name=config.name.replace("hyperclip", "siglip"), image=image, hypernetwork=None)
 
 
 MODELS: dict[str, Callable[[], HyperClipConfig]] = {
