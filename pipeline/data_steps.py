@@ -62,7 +62,7 @@ def _download_step(dataset: DatasetConfig, name: DatasetName) -> Step:
         clean_start=False,
         so_far=_partitions_so_far,
         on_cluster=True,
-        check_done=_check_inputs_unchanged,
+        check_done=check_inputs_unchanged,
     )
 
 
@@ -76,7 +76,7 @@ def _import_step(source: PicturesSource, name: DatasetName) -> Step:
         clean_start=False,
         so_far=_partitions_so_far,
         on_cluster=True,
-        check_done=_check_inputs_unchanged,
+        check_done=check_inputs_unchanged,
     )
 
 
@@ -94,17 +94,17 @@ def _source_identity(dataset: DatasetConfig) -> Any:
 def _identities(uri: str) -> list[str]:
     """What tells one version of an input from another: the content of a local file, or of the files of a folder.
 
-    A remote input is known by its address, so that a plan needs no credentials; `_check_inputs_unchanged` does the rest.
+    A remote input is known by its address, so that a plan needs no credentials; `check_inputs_unchanged` does the rest.
     """
     return [storage.fingerprint(file) for file in parquet_files(uri)] if storage.is_local(uri) else [uri]
 
 
-def _versions(uris: Sequence[str]) -> dict[str, str | None]:
+def input_versions(uris: Sequence[str]) -> dict[str, str | None]:
     """What the store says of remote inputs without reading them; local ones have their content in the address."""
     return {uri: storage.version_tag(uri) for uri in uris if not storage.is_local(uri)}
 
 
-def _check_inputs_unchanged(record: StepRecord) -> None:
+def check_inputs_unchanged(record: StepRecord) -> None:
     """Raises BadInputError when a remote input was changed in place after it was read; silent when the store does not tell."""
     for uri, before in record.facts.get("input_versions", {}).items():
         now = storage.version_tag(uri) if before else None
@@ -118,7 +118,7 @@ def _check_inputs_unchanged(record: StepRecord) -> None:
 def _download(context: StepContext, name: DatasetName) -> StepResult:
     dataset = context.config.datasets[name]
     # before it is read: a change in between is then seen by the next run
-    versions = _versions([dataset.source.uri]) if isinstance(dataset.source, UrlListSource) else {}
+    versions = input_versions([dataset.source.uri]) if isinstance(dataset.source, UrlListSource) else {}
     with contextlib.ExitStack() as stack:
         settings: DownloadConfig = dataset.download
         if isinstance(dataset.source, SampleSource):
@@ -149,7 +149,7 @@ def _download(context: StepContext, name: DatasetName) -> StepResult:
 
 
 def _import(context: StepContext, source: PicturesSource) -> StepResult:
-    versions = _versions(source.uris)
+    versions = input_versions(source.uris)
     report = import_pictures(
         source.uris,
         config=source,

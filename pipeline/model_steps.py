@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 from infra import storage
 from infra.config import flattened
 from pipeline.config import RunConfig
+from pipeline.data_steps import check_inputs_unchanged, input_versions
 from pipeline.steps import Step, StepContext, StepResult
-from training.bundle import load_bundle
+from training.bundle import BUNDLE_NAME, load_bundle
 from training.checkpoint import newest_step
-from training.config import TrainRequest
+from training.config import TrainConfig, TrainRequest
 from training.evaluation.zero_shot import ZeroShotResult, evaluate_zero_shot
 from training.loop import CHECKPOINTS
 from training.metrics_log import read_metrics
@@ -26,7 +29,7 @@ def model_steps(config: RunConfig) -> list[Step]:
         Step(
             name="train",
             title="Train the model",
-            settings=config.training.identity(),
+            settings=_identity(config.training),
             reads=("shard-train",),
             watches=("shard-evaluation",) if config.training.evaluation.every_steps else (),
             work=_train,
@@ -34,6 +37,7 @@ def model_steps(config: RunConfig) -> list[Step]:
             so_far=lambda output_uri: _trained_so_far(output_uri, config.training.num_steps),
             params=flattened(config.training),
             on_cluster=True,
+            check_done=check_inputs_unchanged,
         ),
         Step(
             name="evaluate",
@@ -52,8 +56,20 @@ def model_steps(config: RunConfig) -> list[Step]:
     ]
 
 
+def _identity(config: TrainConfig) -> dict[str, Any]:
+    """What decides the numbers; the model to start from is known by its content where it is local, else by its address."""
+    uri = config.init_from
+    if uri is None or not storage.is_local(uri):
+        return config.identity()
+    return config.identity() | {"init_from": storage.fingerprint(storage.join(uri, BUNDLE_NAME))}
+
+
 def _train(context: StepContext) -> StepResult:
     config = context.config.training
+    versions = input_versions([storage.join(config.init_from, BUNDLE_NAME)] if config.init_from else [])
+    if config.init_from and storage.is_local(config.init_from):
+        # workers may run in another folder
+        config = config.rebuilt(init_from=str(Path(storage.local_path(config.init_from)).absolute()))
     open_shards(context.inputs["shard-train"])  # a damaged shard is named at once, before workers start and are started again
     request = TrainRequest(
         config=config,
@@ -73,7 +89,7 @@ def _train(context: StepContext) -> StepResult:
     last = read_metrics(context.output_uri)[-1]
     return StepResult(
         summary=f"{config.model}: {config.num_steps} steps of {config.contrastive_batch_size}, loss {last['loss']:.3f}",
-        facts={"steps": config.num_steps, "model": config.model, "last": last},
+        facts={"steps": config.num_steps, "model": config.model, "last": last, "input_versions": versions},
     )
 
 

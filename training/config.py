@@ -7,7 +7,10 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from infra.config import StrictModel
 from infra.errors import BadInputError
 from infra.tracking import TrackingConfig
-from training.model.registry import MODELS, model_config
+from training.architecture import GenerationConfig, architecture
+from training.freezing import Part
+from training.model.hyperclip import HyperClipConfig
+from training.model.registry import MODELS
 from training.preprocess import PreprocessConfig
 
 Share = float
@@ -96,6 +99,18 @@ class TrainConfig(StrictModel):
 
     model: str
     """A name of the registry, e.g. hyperclip_quickstart or its twin siglip_quickstart."""
+    generation: GenerationConfig = GenerationConfig()
+    """What that model generates, where it is to be something else."""
+    init_from: str | None = None
+    """A bundle whose weights training starts from, typically the twin's: a folder or an address.  What only the hypernetwork
+    needs and the bundle lacks starts as ever."""
+    freeze: tuple[Part, ...] = ()
+    """Parts that stand still until `freeze_steps`; with image_trunk its running statistics too.  norm: the base scale and bias
+    of the norms alone, so that what is generated carries all of them, as the paper's absolute values do."""
+    freeze_steps: NonNegativeInt = 0
+    """Steps of the first stage; num_steps: to the end."""
+    unfrozen_lr_scale: PositiveFloat = 0.1
+    """What multiplies every learning rate after the first stage; where nothing is frozen it has no meaning."""
     num_steps: PositiveInt
     """Optimizer steps."""
     contrastive_batch_size: PositiveInt
@@ -154,6 +169,15 @@ class TrainConfig(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _stages_fit_the_model(self) -> "TrainConfig":
+        model = self.architecture()  # raises where generation does not fit it
+        if bool(self.freeze) != bool(self.freeze_steps):
+            raise ValueError(f"freeze={self.freeze} and freeze_steps={self.freeze_steps}: give both, or neither")
+        if model.hypernetwork is None and {"image_trunk", "projection", "text_encoder", "logit"} <= set(self.freeze):
+            raise ValueError(f"with freeze={self.freeze} nothing of {self.model} is left to train")
+        return self
+
+    @model_validator(mode="after")
     def _batch_divides(self) -> "TrainConfig":
         local_batch_size(self.contrastive_batch_size, self.workers.num_workers)
         if max(self.conditioning.groups) > self.contrastive_batch_size // 2:
@@ -190,9 +214,13 @@ class TrainConfig(StrictModel):
             },
         )
 
+    def architecture(self) -> HyperClipConfig:
+        """The model that is trained."""
+        return architecture(self.model, self.generation)
+
     @property
     def preprocess(self) -> PreprocessConfig:
-        return PreprocessConfig(image_size=model_config(self.model).image.image_size)
+        return PreprocessConfig(image_size=self.architecture().image.image_size)
 
 
 class TrainRequest(StrictModel):

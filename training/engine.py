@@ -10,7 +10,7 @@ The price is a gradient exchange in fp32 and a cast of the weights a step, small
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from infra.errors import BadInputError
 from training.config import OptimizerConfig, TrainConfig, local_batch_size
+from training.freezing import Freezer
 from training.model.hyperclip import HyperClip
 from training.objective import ContrastiveObjective, LocalBatch, ObjectiveOutput
-from training.schedule import learning_rate_at
+from training.schedule import rate_of_step
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -51,8 +52,9 @@ class Engine:
         if config.compile_blocks:
             objective.model.compile_blocks()
         self.device = device
+        self._freezer = Freezer(objective.model, config.freeze)
         optimizer = torch.optim.AdamW(
-            parameter_groups(objective, config.optimizer),
+            parameter_groups(objective, config.optimizer, frozen=self._freezer.parameters),
             lr=config.optimizer.learning_rate,
             betas=config.optimizer.betas,
             eps=config.optimizer.eps,
@@ -67,14 +69,23 @@ class Engine:
 
     def train_batch(self, batch: LocalBatch, *, step: int, batch_number: int) -> ObjectiveOutput:
         """Forward and backward of one contrastive batch; the parameters move with the last one of an accumulation."""
+        self._freezer.set(frozen=step < self._config.freeze_steps)
+        rate = rate_of_step(step, self._config)
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, self._config.optimizer, num_steps=self._config.num_steps)
+            group["lr"] = 0.0 if group["freezes"] and self._freezer.frozen else rate
         output: ObjectiveOutput = self._engine(batch.to(self.device), step=step, batch_number=batch_number)
         self._engine.backward(output.loss)
         if self._stage == 0 and self._engine.is_gradient_accumulation_boundary():
             self._grad_norm = nn.utils.clip_grad_norm_(self._parameters, self._config.optimizer.max_grad_norm)
+            self._count_step_of_frozen()
         self._engine.step()
         return output
+
+    def _count_step_of_frozen(self) -> None:
+        """AdamW passes over what has no gradient, but with ZeRO and after resuming every parameter has seen every step."""
+        if self._freezer.frozen:
+            for parameter in self._freezer.parameters:
+                self._optimizer.state[parameter]["step"] += 1
 
     @property
     def grad_norm(self) -> Tensor:
@@ -100,6 +111,7 @@ class Engine:
 
     def _gathered(self) -> Iterator[tuple[str, str, Tensor]]:
         """(part, name, whole tensor) of everything in a `FullState`; all ranks step through it together."""
+        self._freezer.set(frozen=False)  # at stage 3 what needs no gradient has no state; the next step freezes again
         for name, parameter in self._objective.model.named_parameters():
             yield "parameters", name, self._get(parameter)
             for key in MOMENTS:
@@ -109,6 +121,7 @@ class Engine:
 
     def load_full_state(self, state: FullState, *, optimizer_step: int) -> None:
         """Put a full state in place, whatever world size and ZeRO stage wrote it; every rank must call it."""
+        self._freezer.set(frozen=False)  # as in `_gathered`
         self._create_moments(optimizer_step)
         with torch.no_grad():
             for name, parameter in self._objective.model.named_parameters():
@@ -192,13 +205,23 @@ def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
     }
 
 
-def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Decay matrices and kernels; not norms, biases, scalars and positions."""
-    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    plain = [parameter for name, parameter in named if parameter.ndim < 2 or name.endswith("positional_embedding")]
-    chosen = {id(parameter) for parameter in plain}
-    decayed = [parameter for _, parameter in named if id(parameter) not in chosen]
-    return [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+def parameter_groups(
+    module: nn.Module, config: OptimizerConfig, *, frozen: Sequence[nn.Parameter] = ()
+) -> list[dict[str, Any]]:
+    """Decay matrices and kernels; not norms, biases, scalars and positions.
+
+    Args:
+        frozen: what stands still in a first stage; it gets groups of its own, marked `freezes`.
+    """
+    freezes = {id(parameter) for parameter in frozen}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        plain = parameter.ndim < 2 or name.endswith("positional_embedding")
+        groups.setdefault((id(parameter) in freezes, plain), []).append(parameter)
+    return [
+        {"params": groups[key], "weight_decay": 0.0 if key[1] else config.weight_decay, "freezes": key[0]}
+        for key in sorted(groups)
+    ]
 
 
 def _recompute_activations(model: HyperClip) -> None:

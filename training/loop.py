@@ -29,13 +29,13 @@ from training.data import TrainingBatches
 from training.engine import Engine
 from training.evaluation.during_training import CheckpointEvaluator
 from training.health import HealthWindow
+from training.initial import read_initial, start_from
 from training.interval import Interval, peak_memory
 from training.metrics_log import MetricsLog
 from training.model.hyperclip import HyperClip
-from training.model.registry import model_config
 from training.model_card import model_card
 from training.objective import ContrastiveObjective
-from training.schedule import learning_rate_at
+from training.schedule import rate_of_step
 from training.shard_reader import open_shards
 
 logger = logging.getLogger(__name__)
@@ -65,19 +65,23 @@ def train(request: TrainRequest, *, on_metrics: OnMetrics) -> None:
 
     Raises:
         HyperClipError: a loss or gradient stopped being finite, or a checkpoint could not be saved.
-        BadInputError, CorruptArtefactError: the shards cannot be used.
+        BadInputError, CorruptArtefactError: the shards, or the model to start from, cannot be used.
     """
     config = request.config
     rank = Rank(dist.get_rank(), dist.get_world_size(), _device(config))
     torch.set_num_threads(config.workers.threads)
     reader = open_shards(request.shards_uri, cache_bytes=int(config.loader_cache_gb * 1e9))
     batches = TrainingBatches(reader, config, rank=rank.rank, world_size=rank.world_size)
+    initial = read_initial(config.init_from) if config.init_from else None
     torch.manual_seed(config.seed)
-    model = HyperClip(model_config(config.model))
+    model = HyperClip(config.architecture())
+    if initial and config.init_from:
+        start_from(model, initial, uri=config.init_from)
     objective = ContrastiveObjective(model, config.conditioning, seed=config.seed, autocast=config.precision == "bf16")
     engine = Engine(objective, config, device=rank.device)
     checkpoints_uri = storage.join(request.output_uri, CHECKPOINTS)
-    state = _start(engine, checkpoints_uri, TrainState(seed=config.seed, config_hash=training_hash(config, reader.manifest)))
+    config_hash = training_hash(config, reader.manifest, init_digest=initial.digest if initial else None)
+    state = _start(engine, checkpoints_uri, TrainState(seed=config.seed, config_hash=config_hash))
 
     with ExitStack() as stack:
         recorder = stack.enter_context(Recorder(request, checkpoints_uri, state, on_metrics)) if rank.leads else None
@@ -108,7 +112,7 @@ def train(request: TrainRequest, *, on_metrics: OnMetrics) -> None:
             if recorder and logged:
                 metrics = {
                     "loss": loss_of_all,
-                    "learning_rate": learning_rate_at(state.step, config.optimizer, num_steps=config.num_steps),
+                    "learning_rate": rate_of_step(state.step, config),
                     "grad_norm": engine.grad_norm.item(),
                     "logit_scale": output.logit_scale.item(),
                     "logit_bias": output.logit_bias.item(),
@@ -193,13 +197,14 @@ def step_seed(seed: int, *, step: int, rank: int) -> int:
     return int(np.random.SeedSequence((seed, 4, step, rank)).generate_state(1, np.uint64)[0])
 
 
-def training_hash(config: TrainConfig, manifest: ShardManifest) -> str:
-    """Which run a checkpoint belongs to: the configuration and the shards."""
-    return content_hash({"config": config.identity(), "shards": [shard.sha256 for shard in manifest.shards]})
+def training_hash(config: TrainConfig, manifest: ShardManifest, *, init_digest: str | None) -> str:
+    """Which run a checkpoint belongs to: the configuration, the shards, and the model it started from, wherever that lies."""
+    identity = config.identity() | {"init_from": init_digest}
+    return content_hash({"config": identity, "shards": [shard.sha256 for shard in manifest.shards]})
 
 
 def _start(engine: Engine, checkpoints_uri: str, scratch: TrainState) -> TrainState:
-    """Where the run goes on.  Precedence: 1. this run's own newest good checkpoint, 2. scratch."""
+    """Where the run goes on.  Precedence: 1. this run's own newest good checkpoint, 2. `init_from`, 3. scratch."""
     resumed = load_newest(checkpoints_uri, config_hash=scratch.config_hash)
     if resumed is None:
         return scratch
@@ -213,7 +218,7 @@ def _write_bundle(request: TrainRequest, final_checkpoint_uri: str) -> None:
     """The bundle comes from the checkpoint on disk, so that what is shipped is what can be resumed."""
     state, full = load_checkpoint(final_checkpoint_uri)
     config = request.config
-    model = HyperClip(model_config(config.model))
+    model = HyperClip(config.architecture())
     model.load_state_dict({**full.parameters, **full.buffers})
     with tempfile.TemporaryDirectory(prefix="hyperclip-bundle-") as temporary:
         folder = Path(temporary)

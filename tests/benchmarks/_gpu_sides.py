@@ -166,11 +166,10 @@ def optimizer_step(groups: list[dict[str, Any]], parameters: list[nn.Parameter])
 
 def make_objective(config: Any) -> nn.Module:
     from training.model.hyperclip import HyperClip
-    from training.model.registry import model_config
     from training.objective import ContrastiveObjective
 
     torch.manual_seed(0)
-    model = HyperClip(model_config(config.model)).train()
+    model = HyperClip(config.architecture()).train()
     return ContrastiveObjective(model, config.conditioning, seed=0, autocast=config.precision == "bf16")
 
 

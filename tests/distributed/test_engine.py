@@ -19,8 +19,8 @@ import training.engine
 from tests.distributed.test_objective import BATCH, global_batch
 from training.config import TrainConfig
 from training.engine import Engine, FullState, parameter_groups
+from training.freezing import frozen_names
 from training.model.hyperclip import HyperClip
-from training.model.registry import model_config
 from training.objective import ContrastiveObjective, LocalBatch
 from training.schedule import learning_rate_at
 
@@ -30,7 +30,15 @@ PARTS = ("parameters", "moments", "buffers")
 ORIGIN = "fp32-0-1"
 """The run on one process without ZeRO: the reference, and the checkpoint that all others load."""
 VARIANTS: dict[str, dict[str, Any]] = {"fp32": {}, "bf16": {"precision": "bf16"}, "recomputed": {"recompute_activations": True}}
+VARIANTS["two-stages"] = {
+    "generation": {"generates": ["norm", "pointwise", "projection"]},
+    "freeze": ["image_trunk", "text_encoder", "logit"],
+    "freeze_steps": 1,
+    "unfrozen_lr_scale": 0.5,
+}
 RUNS = [*itertools.product(["fp32"], STAGES), *itertools.product(["bf16", "recomputed"], (0, 3))]
+TWO_STAGES = [(0, 1), *itertools.product(STAGES, [2])]
+"""(ZeRO stage, world size) of the runs in two stages; test_training_resume.py has more on one rank."""
 
 
 def make_config(variant: str, zero_stage: int, *, world_size: int = 1) -> TrainConfig:
@@ -52,24 +60,24 @@ def make_config(variant: str, zero_stage: int, *, world_size: int = 1) -> TrainC
 
 def make_objective(config: TrainConfig) -> ContrastiveObjective:
     torch.manual_seed(0)
-    model = HyperClip(model_config(config.model)).train()
+    model = HyperClip(config.architecture()).train()
     assert model.hypernetwork is not None
     torch.nn.init.normal_(model.hypernetwork.output.weight, std=0.05)  # so that gradients reach the whole hypernetwork
     return ContrastiveObjective(model, config.conditioning, seed=0, autocast=config.precision == "bf16")
 
 
-def batches(rank: int, world_size: int) -> Iterator[LocalBatch]:
-    """This rank's share of the batches of a run."""
+def batches(rank: int, world_size: int, *, steps: range = range(STEPS)) -> Iterator[tuple[int, LocalBatch]]:
+    """This rank's share of the batches of a run, with their numbers."""
     share = BATCH // world_size
     local = LocalBatch(**{name: value[rank * share :][:share] for name, value in vars(global_batch()).items()})
-    for number in range(STEPS * ACCUMULATION):
-        yield dataclasses.replace(local, images=local.images * (1 + 0.1 * number))
+    for number in range(steps.start * ACCUMULATION, steps.stop * ACCUMULATION):
+        yield number, dataclasses.replace(local, images=local.images * (1 + 0.1 * number))
 
 
-def train(engine: Engine) -> list[float]:
+def train(engine: Engine, *, steps: range = range(STEPS)) -> list[float]:
     """The losses of the contrastive batches, and the last gradient norm."""
     found = []
-    for number, batch in enumerate(batches(dist.get_rank(), dist.get_world_size())):
+    for number, batch in batches(dist.get_rank(), dist.get_world_size(), steps=steps):
         output = engine.train_batch(batch, step=number // ACCUMULATION, batch_number=number)
         loss = output.loss.detach().clone()
         dist.all_reduce(loss)
@@ -90,11 +98,17 @@ def _run(rank: int, world_size: int, folder: str) -> None:
         return found
 
     training.engine.deepspeed_config = partition_everything
-    for variant, zero_stage in RUNS:
+    for variant, zero_stage in [*RUNS, *(("two-stages", stage) for stage, size in TWO_STAGES if size == world_size)]:
         config = make_config(variant, zero_stage, world_size=world_size)
         engine = Engine(make_objective(config), config, device=torch.device("cpu"))
         place, leads = f"{zero_stage}-{world_size}", rank == 0
-        numbers = train(engine)
+        if variant == "two-stages":
+            write(Path(folder) / f"start-{place}", engine.full_state(), [], leads=leads)
+            numbers = train(engine, steps=range(1))
+            write(Path(folder) / f"frozen-{place}", engine.full_state(), numbers, leads=leads)
+            numbers = train(engine, steps=range(1, STEPS))
+        else:
+            numbers = train(engine)
         write(Path(folder) / f"{variant}-{place}", engine.full_state(), numbers, leads=leads)
         if variant == "fp32":
             engine.load_full_state(read_state(Path(folder) / ORIGIN), optimizer_step=STEPS)
@@ -140,7 +154,7 @@ def test_the_engine_trains_like_a_loop_in_plain_torch(trained: Path) -> None:
         eps=config.optimizer.eps,
     )
     numbers = []
-    for number, batch in enumerate(batches(0, 1)):
+    for number, batch in batches(0, 1):
         step = number // ACCUMULATION
         loss = objective(batch, step=step, batch_number=number).loss
         (loss / ACCUMULATION).backward()
@@ -160,17 +174,35 @@ def test_the_engine_trains_like_a_loop_in_plain_torch(trained: Path) -> None:
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    ("run", "zero_stage"),
-    [*itertools.product(["fp32", "continued"], STAGES), ("recomputed", 0), ("recomputed", 3)],
+    ("run", "zero_stage", "world_size"),
+    [
+        *itertools.product(["fp32", "continued"], STAGES, [1, 2]),
+        *itertools.product(["recomputed"], (0, 3), [1, 2]),
+        *((run, *place) for run in ("frozen", "two-stages") for place in TWO_STAGES),
+    ],
 )
-@pytest.mark.parametrize("world_size", [1, 2])
 def test_every_stage_and_world_size_trains_alike(trained: Path, run: str, zero_stage: int, world_size: int) -> None:
-    reference = "continued" if run == "continued" else "fp32"
+    reference = "fp32" if run == "recomputed" else run
     expected, found = read(trained / f"{reference}-0-1"), read(trained / f"{run}-{zero_stage}-{world_size}")
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         # fp32 sums in another order, through steps of normalizations by batch statistics
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=2e-5 * max(1.0, value.abs().max().item()), msg=name)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("zero_stage", "world_size"), TWO_STAGES)
+def test_what_is_frozen_stands_still_to_the_bit_and_then_moves(trained: Path, zero_stage: int, world_size: int) -> None:
+    start, frozen, end = (read_state(trained / f"{run}-{zero_stage}-{world_size}") for run in ("start", "frozen", "two-stages"))
+    config = make_config("two-stages", zero_stage)
+    names = frozen_names(make_objective(config).model, config.freeze)
+    for name, value in start.parameters.items():
+        stands = name in names
+        assert torch.equal(frozen.parameters[name], value) == stands, name
+        assert torch.count_nonzero(frozen.moments[f"exp_avg_sq.{name}"]) == 0 or not stands, name
+        assert not torch.equal(end.parameters[name], value), name
+    for name, value in start.buffers.items():  # running statistics
+        assert torch.equal(frozen.buffers[name], value) and not torch.equal(end.buffers[name], value), name
 
 
 @pytest.mark.distributed

@@ -45,7 +45,7 @@ def make_request(shards: Path, output: Path, **workers: object) -> TrainRequest:
 def final_state(request: TrainRequest) -> FullState:
     found = load_newest(
         f"{request.output_uri}/checkpoints",
-        config_hash=training_hash(request.config, open_shards(request.shards_uri).manifest),
+        config_hash=training_hash(request.config, open_shards(request.shards_uri).manifest, init_digest=None),
     )
     assert found is not None and found[0].step == NUM_STEPS
     return found[1]

@@ -3,13 +3,16 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.golden.make import LOSS_TRACE_PATH
 from tests.training_runs import NUM_STEPS, losses, request_of, run_worker, small_config, write_shard
+from tests.unit.model_helpers import make_bundle
 from training.checkpoint import PARTS, load_checkpoint
+from training.model.registry import hyperclip_test, siglip_twin
 
 
 @pytest.fixture(scope="module")
@@ -17,11 +20,22 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shard(tmp_path_factory.mktemp("shards"))
 
 
+def two_stages(folder: Path) -> dict[str, Any]:
+    """The hypernetwork on a frozen twin, then everything: resumed in the first stage, two steps before the second."""
+    make_bundle(folder / "twin", siglip_twin(hyperclip_test()))
+    return {
+        "generation": {"generates": ["norm", "pointwise", "projection"]},
+        "init_from": str(folder / "twin"),
+        "freeze": ["image_trunk", "projection", "text_encoder", "logit"],
+        "freeze_steps": 7,
+    }
+
+
 @pytest.mark.integration
-@pytest.mark.parametrize("zero_stage", [0, 1, 3])
-def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(shards: Path, tmp_path: Path, zero_stage: int) -> None:
+@pytest.mark.parametrize(("zero_stage", "stages"), [(0, 1), (0, 2), (1, 2), (3, 2)])
+def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(shards: Path, tmp_path: Path, zero_stage: int, stages: int) -> None:
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    config = small_config({"zero_stage": zero_stage})
+    config = small_config({"zero_stage": zero_stage, **(two_stages(tmp_path) if stages == 2 else {})})
     status, said = run_worker(request_of(config, shards, whole))
     assert status == 0, said
     shutil.copytree(whole, resumed)
@@ -37,8 +51,9 @@ def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(shards: Path, tmp_pa
     for part in PARTS:
         for name, value in getattr(left, part).items():
             assert torch.equal(value, getattr(right, part)[name]), f"{part} {name}"
-    # other processors round differently; a changed loss, order or augmentation differs by far more
-    assert losses(whole) == pytest.approx(json.loads(LOSS_TRACE_PATH.read_text()), rel=0.02)
+    if stages == 1:
+        # other processors round differently; a changed loss, order or augmentation differs by far more
+        assert losses(whole) == pytest.approx(json.loads(LOSS_TRACE_PATH.read_text()), rel=0.02)
 
 
 @pytest.mark.integration

@@ -21,7 +21,6 @@ from training.checkpoint import load_checkpoint, read_marker
 from training.config import TrainConfig
 from training.evaluation.zero_shot import EvaluationConfig, evaluate_zero_shot
 from training.model.hyperclip import HyperClip
-from training.model.registry import model_config
 from training.shard_reader import open_shards
 from training.tokenizer import Tokenizer
 
@@ -45,7 +44,7 @@ def evaluate_checkpoint(request: CheckpointEvaluation) -> dict[str, float]:
     """
     config, schedule = request.config, request.config.evaluation
     _, full = load_checkpoint(request.checkpoint_uri)
-    model = HyperClip(model_config(config.model))
+    model = HyperClip(config.architecture())
     model.load_state_dict({**full.parameters, **full.buffers})
     bundle = Bundle(
         model=model.requires_grad_(False).eval(),
