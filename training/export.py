@@ -190,7 +190,12 @@ def _build(
         "labels.json": _labels(encoder).model_dump_json(indent=1),
         "preprocess.json": _preprocess(bundle).model_dump_json(indent=1),
         "certificate.json": certificate.model_dump_json(indent=1),
-        "README.md": package_readme(certificate, image_size=size, embed_dim=edge.text_features.shape[1]),
+        "README.md": package_readme(
+            certificate,
+            image_size=size,
+            embed_dim=edge.text_features.shape[1],
+            num_generated=bundle.model.num_generated,
+        ),
     }
     return {MODEL_NAME: model, **{name: text.encode() for name, text in texts.items()}}, certificate
 

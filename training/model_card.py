@@ -13,14 +13,24 @@ tags: [hyperclip, zero-shot, edge]
 ---
 # {{ config.model }}
 
-A small image encoder, a text encoder, and a hypernetwork that turns a list of class names into the normalization parameters of
-the image encoder (HyperCLIP, arXiv 2412.16777).  Give it class names, get a zero-shot classifier.
+{% if model.hypernetwork %}
+A small image encoder, a text encoder, and a hypernetwork that turns a list of class names into parameters of the image encoder
+(HyperCLIP, arXiv 2412.16777): {{ model.image.generates | join(", ") }}.  Give it class names, get a zero-shot classifier.
+{% else %}
+A small image encoder and a text encoder (SigLIP): the twin of a HyperCLIP, which generates nothing.
+{% endif %}
 
 ## Training
 
 | | |
 |---|---|
 | steps | {{ state.step }} |
+{% if config.init_from %}
+| started from | a bundle |
+{% endif %}
+{% if config.freeze %}
+| frozen for {{ config.freeze_steps }} steps | {{ config.freeze | join(", ") }} |
+{% endif %}
 | samples seen | {{ state.samples_seen }} |
 | contrastive batch | {{ config.contrastive_batch_size }} x {{ config.accumulation_steps }} |
 | conditioning groups a batch | {{ config.conditioning.groups | join(", ") }} from step {{ config.conditioning.start_step }} |
@@ -40,4 +50,4 @@ and on nothing else: judge it on pictures like yours before relying on it, and m
 
 
 def model_card(config: TrainConfig, state: TrainState) -> str:
-    return _CARD.render(config=config, state=state)
+    return _CARD.render(config=config, model=config.architecture(), state=state)

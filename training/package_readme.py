@@ -1,5 +1,8 @@
 """The README inside an edge package: its code runs as it stands, and a test runs it."""
 
+from collections.abc import Mapping
+
+from training.model.image_encoder import Kind
 from training.parity import ParityCertificate
 
 USAGE = """\
@@ -54,12 +57,16 @@ Save it as `classify.py` in this folder and run `python classify.py picture.jpg`
 | `match` | (N, {num_labels}) | sigmoid: each label for itself; low everywhere means "none of these" |
 | `image_features` | (N, {dim}) | unit vectors, comparable within this package only |
 
+{generated}
 Largest difference from the model over {num_inputs} inputs: scores {scores:.1e}, match {match:.1e}, features {features:.1e}.
 Made from model `{digest}`; SHA-256 of `model.onnx`: `{sha256}`.
 """
 
 
-def package_readme(certificate: ParityCertificate, *, image_size: int, embed_dim: int) -> str:
+def package_readme(
+    certificate: ParityCertificate, *, image_size: int, embed_dim: int, num_generated: Mapping[Kind, int]
+) -> str:
+    """Args: num_generated, values made for these labels, by what they are; empty where the model generates none."""
     difference = certificate.max_abs_difference["onnx_vs_functional"]
     return _TEXT.format(
         usage=USAGE,
@@ -73,4 +80,13 @@ def package_readme(certificate: ParityCertificate, *, image_size: int, embed_dim
         features=difference.image_features,
         digest=certificate.bundle_digest[:12],
         sha256=certificate.model_sha256,
+        generated=_generated(num_generated),
     )
+
+
+def _generated(num_generated: Mapping[Kind, int]) -> str:
+    if not num_generated:
+        return "Nothing was generated for these labels: the encoder is the same for all.\n"
+    parts = ", ".join(f"{kind} {count:,}" for kind, count in num_generated.items())
+    kilobytes = 2 * sum(num_generated.values()) / 1000
+    return f"Generated for these labels, and part of the weights now: {parts} values ({kilobytes:,.1f} kB in half precision).\n"

@@ -27,6 +27,7 @@ from serving.service import ClassifierService
 from serving.task_store import TaskStore
 from tests.unit.model_helpers import trained_like
 from training.bundle import load_bundle, save_bundle
+from training.model.hyperclip import HyperClipConfig
 from training.model.registry import hyperclip_test
 from training.preprocess import PreprocessConfig
 
@@ -37,9 +38,9 @@ LIMITS = ServingLimits(
 Scenario = Callable[["LocalService"], Awaitable[None]]
 
 
-def make_bundle(folder: Path, *, seed: int = 0) -> Path:
+def make_bundle(folder: Path, *, seed: int = 0, config: HyperClipConfig | None = None) -> Path:
     """A bundle of the test model whose hypernetwork gives different deltas to different names."""
-    model = trained_like(hyperclip_test(), seed=seed)
+    model = trained_like(config or hyperclip_test(), seed=seed)
     save_bundle(
         folder, model, preprocess=PreprocessConfig(image_size=IMAGE_SIZE), templates=["{}"], model_card="A test.", metrics={}
     )

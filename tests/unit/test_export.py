@@ -19,12 +19,13 @@ from PIL import ExifTags, Image
 from torch import Tensor, nn
 
 from infra.errors import BadInputError, ParityError
-from tests.unit.model_helpers import LABELS, config_with, make_bundle, picture_bytes, random_images
+from tests.unit.model_helpers import KINDS, LABELS, config_with, make_bundle, picture_bytes, random_images
 from training.bundle import Bundle
 from training.export import ExportReport, export_package, package_bytes
 from training.fold import fold_image_encoder
-from training.model.image_encoder import ImageEncoder
+from training.model.image_encoder import ImageEncoder, Kind
 from training.model.parameter_delta import GroupDelta
+from training.model.registry import siglip_twin
 from training.package_readme import USAGE
 from training.parity import BOUND, Outputs, ParityCertificate, certify
 from training.preprocess import preprocess
@@ -74,6 +75,35 @@ def test_the_file_computes_what_the_model_computes(exported: Exported, batch: in
     np.testing.assert_allclose(scores, expected.softmax, atol=BOUND)
     np.testing.assert_allclose(match, expected.match, atol=BOUND)
     np.testing.assert_allclose(features, specialized, atol=BOUND)
+
+
+@pytest.mark.parametrize("generates", KINDS[1:], ids="+".join)
+def test_every_kind_of_delta_is_exported(tmp_path: Path, generates: tuple[Kind, ...]) -> None:
+    bundle = make_bundle(tmp_path / "bundle", config_with(generates=generates))
+    encoder = specialize(bundle, LABELS)
+    report = export_package(bundle, encoder, tmp_path / "package")
+    images = random_images(6, seed=9)
+    _, _, features = onnxruntime.InferenceSession(str(tmp_path / "package" / "model.onnx")).run(
+        None, {"images": images.numpy()}
+    )
+    per_batch = bundle.model.encode_image(images, GroupDelta(encoder.delta[None]))
+    deltas = torch.stack([torch.zeros_like(encoder.delta), encoder.delta])
+    per_sample = bundle.model.encode_image(images, GroupDelta(deltas, torch.ones(6, dtype=torch.long)))
+    np.testing.assert_allclose(features, per_batch, atol=1e-5)  # sums in another order
+    np.testing.assert_allclose(per_sample, per_batch, atol=1e-5)
+    assert (per_batch - bundle.model.encode_image(images)).abs().max() > 1e-3  # the delta does something
+    worst = max(max(pair.model_dump().values()) for pair in report.certificate.max_abs_difference.values())
+    assert worst <= 1e-5
+    said = (tmp_path / "package" / "README.md").read_text()
+    for kind, count in bundle.model.num_generated.items():
+        assert f"{kind} {count:,}" in said
+    assert f"({encoder.delta.numel() * 2 / 1000:,.1f} kB in half precision)" in said
+
+
+def test_a_twins_package_says_that_nothing_was_generated(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", siglip_twin(config_with()))
+    export_package(bundle, specialize(bundle, LABELS), tmp_path / "package")
+    assert "Nothing was generated" in (tmp_path / "package" / "README.md").read_text()
 
 
 def test_the_package_is_five_plain_files(exported: Exported) -> None:

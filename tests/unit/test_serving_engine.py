@@ -15,6 +15,7 @@ from serving.engines.predictions import best_labels
 from serving.engines.resident import ResidentEncoders, num_bytes
 from serving.limits import ServingLimits
 from serving.task_record import make_record
+from tests.unit.model_helpers import KINDS, config_with
 from tests.unit.serving_helpers import make_bundle, picture
 from training.bundle import Bundle, load_bundle
 from training.score import Scores
@@ -23,9 +24,10 @@ from training.specialize import SpecializedEncoder, specialize
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}  # fused and per-image norms round differently
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return load_bundle(make_bundle(tmp_path_factory.mktemp("model") / "bundle"))
+@pytest.fixture(scope="module", params=[KINDS[0], KINDS[-1]], ids="+".join)
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """One that generates the norms, and one that generates everything there is."""
+    return load_bundle(make_bundle(tmp_path_factory.mktemp("model") / "bundle", config=config_with(generates=request.param)))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from training.model.hypernetwork import Hypernetwork, HypernetworkConfig
-from training.model.image_encoder import ImageEncoder, ImageEncoderConfig
+from training.model.image_encoder import ImageEncoder, ImageEncoderConfig, Kind
 from training.model.parameter_delta import GroupDelta
 from training.model.text_encoder import TextEncoder, TextEncoderConfig
 
@@ -84,6 +84,11 @@ class HyperClip(nn.Module):
         for blocks in (self.text_encoder.blocks, self.hypernetwork.blocks if self.hypernetwork else ()):
             for block in blocks:
                 block.compile(dynamic=True)
+
+    @property
+    def num_generated(self) -> dict[Kind, int]:
+        """Values of a delta by what they are; none for the SigLIP twin."""
+        return self.image_encoder.num_generated if self.hypernetwork else {}
 
     @property
     def logit_scale(self) -> Tensor:
