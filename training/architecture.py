@@ -22,6 +22,10 @@ class GenerationConfig(StrictModel):
     """Only the 1x1 convolutions of the last so many stages (resolutions) of the trunk."""
     projection_rank: PositiveInt | None = None
     """So many values a task for each dimension of the embedding."""
+    basis: int | None = Field(default=None, ge=2)
+    """Number of learned deltas that a set of names mixes, instead of a linear map to a delta of its own."""
+    zero_mean: bool | None = None
+    """Whether deltas have zero mean over the label sets of training, so that the neutral parameters are the average."""
 
 
 def architecture(name: str, generation: GenerationConfig) -> HyperClipConfig:
@@ -36,4 +40,5 @@ def architecture(name: str, generation: GenerationConfig) -> HyperClipConfig:
         return config
     if config.hypernetwork is None:
         raise ValueError(f"generation sets {', '.join(changes)}, but {name} has no hypernetwork that could generate anything")
-    return replace(config, image=replace(config.image, **changes))
+    ours = {key: changes.pop(key) for key in ("basis", "zero_mean") if key in changes}
+    return replace(config, image=replace(config.image, **changes), hypernetwork=replace(config.hypernetwork, **ours))

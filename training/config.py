@@ -40,6 +40,8 @@ class ConditioningConfig(StrictModel):
     """Share of batches whose groups are drawn by topic instead of at random."""
     distractor_share: float = Field(default=0.0, ge=0)
     """Names from other groups added to a set, as a share of its own names."""
+    delta_penalty: NonNegativeFloat = 0.0
+    """What the squared norm of a generated delta, the mean over the sets of a batch, is multiplied by and added to the loss."""
 
 
 class OptimizerConfig(StrictModel):
@@ -51,6 +53,8 @@ class OptimizerConfig(StrictModel):
     eps: PositiveFloat = 1e-6
     warmup_steps: NonNegativeInt = 500
     max_grad_norm: PositiveFloat = 1.0
+    hypernetwork_lr_scale: PositiveFloat = 1.0
+    """What multiplies the learning rate of the hypernetwork's last layer, which starts at zero."""
 
 
 class CheckpointConfig(StrictModel):

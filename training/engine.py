@@ -72,7 +72,7 @@ class Engine:
         self._freezer.set(frozen=step < self._config.freeze_steps)
         rate = rate_of_step(step, self._config)
         for group in self._optimizer.param_groups:
-            group["lr"] = 0.0 if group["freezes"] and self._freezer.frozen else rate
+            group["lr"] = 0.0 if group["freezes"] and self._freezer.frozen else rate * group["lr_scale"]
         output: ObjectiveOutput = self._engine(batch.to(self.device), step=step, batch_number=batch_number)
         self._engine.backward(output.loss)
         if self._stage == 0 and self._engine.is_gradient_accumulation_boundary():
@@ -212,15 +212,20 @@ def parameter_groups(
 
     Args:
         frozen: what stands still in a first stage; it gets groups of its own, marked `freezes`.
+
+    Returns:
+        Groups for torch's optimizers; `lr_scale` of each multiplies the learning rate.
     """
     freezes = {id(parameter) for parameter in frozen}
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         plain = parameter.ndim < 2 or name.endswith("positional_embedding")
-        groups.setdefault((id(parameter) in freezes, plain), []).append(parameter)
+        lr_scale = config.hypernetwork_lr_scale if "hypernetwork.output." in name else 1.0
+        groups.setdefault((id(parameter) in freezes, lr_scale, plain), []).append(parameter)
     return [
-        {"params": groups[key], "weight_decay": 0.0 if key[1] else config.weight_decay, "freezes": key[0]}
+        {"params": groups[key], "weight_decay": 0.0 if plain else config.weight_decay, "freezes": freeze, "lr_scale": lr_scale}
         for key in sorted(groups)
+        for freeze, lr_scale, plain in [key]
     ]
 
 

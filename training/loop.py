@@ -118,6 +118,7 @@ def train(request: TrainRequest, *, on_metrics: OnMetrics) -> None:
                     "logit_bias": output.logit_bias.item(),
                     "delta_rms": output.delta_rms.item(),
                     "delta_variation": output.delta_variation.item(),
+                    "delta_penalty": output.delta_penalty.item(),
                     **interval.take(),
                     **peak_memory(rank.device),
                 }

@@ -59,6 +59,8 @@ class ObjectiveOutput:
     """() root mean square of the generated deltas."""
     delta_variation: Tensor
     """() how much of that rms differs between the groups of the batch; 0 where there is one group."""
+    delta_penalty: Tensor
+    """() what the size of the deltas added to the loss."""
     logit_scale: Tensor
     """() under which the loss was taken; ZeRO-3 has the parameter at hand only within the forward pass."""
     logit_bias: Tensor
@@ -104,8 +106,13 @@ class ContrastiveObjective(nn.Module):
             images=pairs[mine],
             texts=pairs,
         )
+        penalty = self.conditioning.delta_penalty * _squared_norm(delta, plan.conditioned)
         return ObjectiveOutput(
-            loss, *_delta_statistics(delta, plan.conditioned), self.model.logit_scale.detach(), self.model.logit_bias.detach()
+            loss + penalty,
+            *_delta_statistics(delta, plan.conditioned),
+            penalty.detach(),
+            self.model.logit_scale.detach(),
+            self.model.logit_bias.detach(),
         )
 
     def _encode_texts(self, tokens: Tensor) -> Tensor:
@@ -120,9 +127,14 @@ class ContrastiveObjective(nn.Module):
             return None
         names = texts.mean_by_name(gather_dealt(text_features, texts.num_conditioning))  # (M, D)
         mask = None if bool(plan.mask.all()) else deal(plan.mask).to(names.device)
-        delta = self.model.generate(names[deal(texts.sets)], mask)
+        hypernetwork, conditioned = self.model.hypernetwork, plan.conditioned.to(names.device)
+        # codes are gathered, which are far smaller than the deltas that every rank makes of them
+        code = gather_dealt(hypernetwork.code(names[deal(texts.sets)], mask), plan.num_groups)
+        delta = hypernetwork.decode(code)
+        if self.training:
+            hypernetwork.follow(code[conditioned])
         # multiplied, not skipped: every parameter takes part in every step, which data-parallel reduction relies on
-        return gather_dealt(delta, plan.num_groups) * plan.conditioned.to(delta.device)[:, None]
+        return delta * conditioned[:, None]
 
 
 @dataclass(frozen=True)
@@ -203,6 +215,13 @@ def _group_delta(delta: Tensor | None, group_index: Tensor) -> GroupDelta | None
     if delta is None:
         return None
     return GroupDelta(delta, group_index if len(delta) > 1 else None)
+
+
+def _squared_norm(delta: Tensor | None, conditioned: Tensor) -> Tensor:
+    """() of a delta, the mean over the conditioned groups; the same on every rank, so that the mean over ranks is it too."""
+    if delta is None or not bool(conditioned.any()):
+        return torch.zeros((), device=None if delta is None else delta.device)
+    return delta.float().square().sum() / conditioned.sum().to(delta.device)  # rows of the others are zero
 
 
 def _delta_statistics(delta: Tensor | None, conditioned: Tensor) -> tuple[Tensor, Tensor]:

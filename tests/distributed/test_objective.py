@@ -7,9 +7,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from tests.unit.model_helpers import KINDS, config_with
 from training.config import ConditioningConfig
 from training.model.hyperclip import HyperClip
-from training.model.registry import model_config
 from training.objective import ContrastiveObjective, LocalBatch
 from training.tokenizer import Tokenizer
 
@@ -33,17 +33,19 @@ def global_batch() -> LocalBatch:
 
 
 def loss_and_gradients(rank: int, world_size: int, groups: int) -> dict[str, torch.Tensor]:
-    """Averaged over ranks, as data-parallel training does."""
+    """Averaged over ranks, as data-parallel training does; several groups with every option of the hypernetwork."""
     torch.manual_seed(0)
-    model = HyperClip(model_config("hyperclip_test")).train()
+    config = config_with(generates=KINDS[-1], basis=6, zero_mean=True) if groups > 1 else config_with()
+    model = HyperClip(config).train()
     assert model.hypernetwork is not None
     torch.nn.init.normal_(model.hypernetwork.output.weight, std=0.05)
-    objective = ContrastiveObjective(model, ConditioningConfig(groups=(groups,), drop_share=0.3), seed=0)
+    conditioning = ConditioningConfig(groups=(groups,), drop_share=0.3, delta_penalty=0.01)
+    objective = ContrastiveObjective(model, conditioning, seed=0)
     share = BATCH // world_size
     local = LocalBatch(**{name: value[rank * share :][:share] for name, value in vars(global_batch()).items()})
     output = objective(local, step=0, batch_number=2)
     output.loss.backward()
-    found = {"loss": output.loss.detach()} | {
+    found = {"loss": output.loss.detach(), "penalty": output.delta_penalty} | {
         f"grad.{name}": parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None
     }
     if world_size > 1:
@@ -70,6 +72,9 @@ def test_ranks_agree_with_one_process(world_size: int, groups: int, tmp_path: Pa
     mp.spawn(_worker, args=(world_size, groups, str(tmp_path)), nprocs=world_size)
     found = torch.load(tmp_path / "found.pt", weights_only=True)
     assert found.keys() == expected.keys()
+    if groups > 1:  # the one group of this batch number has its condition dropped
+        assert expected["penalty"] > 1e-3
+        assert torch.count_nonzero(expected["buffer.hypernetwork.code_mean"]) == 6
     for name, value in expected.items():
         # fp32 sums in another order, through some ten normalizations by batch statistics
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5 * max(1.0, value.abs().max().item()), msg=name)

@@ -24,10 +24,20 @@ KINDS: list[tuple[Kind, ...]] = [("norm",), ("pointwise",), ("projection",), ("n
 
 
 def config_with(
-    trunk: str = "test_efficientnet", image_size: int = 32, generates: tuple[Kind, ...] = ("norm",)
+    trunk: str = "test_efficientnet",
+    image_size: int = 32,
+    generates: tuple[Kind, ...] = ("norm",),
+    basis: int | None = None,
+    *,
+    zero_mean: bool = False,
 ) -> HyperClipConfig:
     config = hyperclip_test()
-    return replace(config, image=replace(config.image, trunk=trunk, image_size=image_size, generates=generates))
+    assert config.hypernetwork is not None
+    return replace(
+        config,
+        image=replace(config.image, trunk=trunk, image_size=image_size, generates=generates),
+        hypernetwork=replace(config.hypernetwork, basis=basis, zero_mean=zero_mean),
+    )
 
 
 def trained_like(config: HyperClipConfig, *, seed: int = 0) -> HyperClip:
@@ -35,7 +45,9 @@ def trained_like(config: HyperClipConfig, *, seed: int = 0) -> HyperClip:
     torch.manual_seed(seed)
     model = HyperClip(config)
     if model.hypernetwork is not None:
-        nn.init.normal_(model.hypernetwork.output.weight, std=0.05)
+        nn.init.normal_(model.hypernetwork.output.weight, std=0.3 if model.hypernetwork.mix else 0.05)
+        if config.hypernetwork and config.hypernetwork.zero_mean:
+            nn.init.normal_(model.hypernetwork.code_mean, std=0.1)
     unsettle(model.image_encoder)
     return model.eval().requires_grad_(False)
 

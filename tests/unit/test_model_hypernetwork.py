@@ -13,11 +13,13 @@ from torch.testing import assert_close
 from training.model.hypernetwork import MAX_SET_SIZE, Hypernetwork, HypernetworkConfig
 
 
-def hypernetwork() -> Hypernetwork:
+def hypernetwork(basis: int | None = None, *, zero_mean: bool = False) -> Hypernetwork:
     torch.manual_seed(0)
-    network = Hypernetwork(HypernetworkConfig(width=32, heads=2, layers=2, bottleneck=16), embed_dim=24, num_values=50)
+    config = HypernetworkConfig(width=32, heads=2, layers=2, bottleneck=16, basis=basis, zero_mean=zero_mean)
+    network = Hypernetwork(config, embed_dim=24, num_values=50)
     nn.init.normal_(network.output.weight, std=0.5)
-    nn.init.normal_(network.output.bias)
+    if network.output.bias is not None:
+        nn.init.normal_(network.output.bias)
     return network.eval().requires_grad_(False)
 
 
@@ -54,6 +56,33 @@ def test_one_name_is_enough_and_none_or_too_many_are_refused() -> None:
         hypernetwork()(torch.zeros(1, 0, 24))
     with pytest.raises(ValueError, match="10,001 names"):
         hypernetwork()(torch.zeros(1, MAX_SET_SIZE + 1, 24))
+
+
+def test_a_delta_of_a_basis_is_a_mixture_of_its_deltas() -> None:
+    network = hypernetwork(basis=6)
+    code = network.code(names(3, 10))
+    assert code.shape == (3, 6) and bool((code > 0).all())
+    assert_close(code.sum(dim=1), torch.ones(3))
+    assert_close(network(names(3, 10)), code @ network.output.weight.T)
+    assert network.output.bias is None and network.output.weight.shape == (50, 6)
+    with pytest.raises(ValueError, match="basis=1: there must be at least two"):
+        hypernetwork(basis=1)
+
+
+@pytest.mark.parametrize("basis", [None, 6])
+def test_deltas_have_zero_mean_over_the_sets_that_were_followed(basis: int | None) -> None:
+    network = hypernetwork(basis, zero_mean=True)
+    sets = names(8, 5)
+    before = network(sets)
+    for _ in range(400):  # 0.95 ** 400 is 1e-9
+        network.follow(network.code(sets))
+    found = network(sets)
+    assert_close(found.mean(dim=0), torch.zeros(50), atol=1e-5, rtol=0)
+    assert (before.mean(dim=0)).abs().max() > 0.1 and found.abs().max() > 0.01
+    assert_close(found - found[:1], before - before[:1], atol=1e-5, rtol=0)  # differences between sets stay
+    expected = network.code_mean.clone()
+    network.follow(network.code(sets)[:0])  # a batch without a conditioned set
+    assert torch.equal(network.code_mean, expected)
 
 
 _MEMORY = """

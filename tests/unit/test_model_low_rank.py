@@ -22,9 +22,12 @@ def seeded(config: HyperClipConfig) -> HyperClip:
     return HyperClip(config)
 
 
+@pytest.mark.parametrize(("basis", "zero_mean"), [(None, False), (8, False), (None, True), (8, True)])
 @pytest.mark.parametrize("generates", KINDS, ids="+".join)
-def test_at_step_0_every_kind_is_bit_equal_to_the_twin(generates: tuple[Kind, ...]) -> None:
-    config = config_with(generates=generates)
+def test_at_step_0_every_model_is_bit_equal_to_its_twin(
+    generates: tuple[Kind, ...], basis: int | None, *, zero_mean: bool
+) -> None:
+    config = config_with(generates=generates, basis=basis, zero_mean=zero_mean)
     hyperclip, twin = seeded(config), seeded(siglip_twin(config))
     ours = hyperclip.state_dict()
     assert all(torch.equal(value, ours[name]) for name, value in twin.state_dict().items())
@@ -47,13 +50,15 @@ def test_a_zero_delta_per_image_changes_no_bit(trunk: str) -> None:
     assert torch.equal(encoder(images, zeros), encoder(images))
 
 
-def test_the_first_step_reaches_every_generated_value() -> None:
-    model = seeded(config_with(generates=ALL))
+@pytest.mark.parametrize(("basis", "zero_mean"), [(None, False), (8, False), (None, True), (8, True)])
+def test_the_first_step_reaches_every_generated_value(basis: int | None, *, zero_mean: bool) -> None:
+    model = seeded(config_with(generates=ALL, basis=basis, zero_mean=zero_mean))
     assert model.hypernetwork is not None
     delta = model.generate(model.encode_text(Tokenizer()(CAPTIONS))[None])
     model.encode_image(random_images(4), GroupDelta(delta)).square().mul(torch.arange(32)).sum().backward()
-    gradient = model.hypernetwork.output.bias.grad
-    assert gradient is not None
+    weight = model.hypernetwork.output.weight.grad
+    assert weight is not None
+    gradient = weight.abs().sum(dim=1)
     for name, part in model.image_encoder.layout.split(gradient).items():
         assert torch.count_nonzero(part) > len(part) / 2, name
 

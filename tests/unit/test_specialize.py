@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from infra.errors import BadInputError, CorruptArtefactError
-from tests.unit.model_helpers import LABELS, config_with, make_bundle, random_images
+from tests.unit.model_helpers import KINDS, LABELS, config_with, make_bundle, random_images
 from training.bundle import Bundle
 from training.model.parameter_delta import GroupDelta
 from training.model.registry import hyperclip_test, siglip_twin
@@ -136,6 +137,16 @@ def test_an_unfinished_newer_or_damaged_encoder_is_refused(bundle: Bundle, tmp_p
     path.unlink()
     with pytest.raises(CorruptArtefactError, match=r"encoder\.safetensors is missing or damaged"):
         load_specialized(tmp_path, bundle)
+
+
+def test_every_kind_of_delta_is_stored_by_name(tmp_path: Path) -> None:
+    config = config_with(generates=KINDS[-1], basis=8, zero_mean=True)
+    bundle = make_bundle(tmp_path / "bundle", config)
+    encoder = specialize(bundle, LABELS)
+    save_specialized(encoder, tmp_path / "encoder", bundle)
+    assert torch.equal(load_specialized(tmp_path / "encoder", bundle).delta, encoder.delta)
+    names = {name.removeprefix("delta.") for name in load_file(tmp_path / "encoder" / "encoder.safetensors")}
+    assert {"bn1.weight", "conv_head.write", "projection.write"} <= names
 
 
 def test_an_encoder_overwrites_nothing(bundle: Bundle, tmp_path: Path) -> None:

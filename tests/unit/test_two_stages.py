@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from infra.errors import BadInputError
 from tests.training_runs import small_config
 from tests.unit.model_helpers import config_with, make_bundle, random_images, trained_like
+from training.engine import parameter_groups
 from training.freezing import Freezer, frozen_names, is_of_deltas
 from training.initial import read_initial, start_from
 from training.model.hyperclip import HyperClip
@@ -95,6 +96,15 @@ def test_the_second_stage_has_a_lower_rate() -> None:
     assert rate_of_step(5, config) == pytest.approx(0.1 * rate_of_step(5, plain))
 
 
+def test_the_last_layer_of_the_hypernetwork_has_a_rate_of_its_own() -> None:
+    config = small_config({"optimizer": {"hypernetwork_lr_scale": 3.0}})
+    model = HyperClip(config.architecture())
+    groups = parameter_groups(model, config.optimizer)
+    scaled = {id(parameter) for group in groups if group["lr_scale"] == 3 for parameter in group["params"]}
+    assert scaled == {id(value) for name, value in model.named_parameters() if name.startswith("hypernetwork.output.")}
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -115,7 +125,9 @@ def test_stages_that_make_no_sense_are_refused(changes: dict[str, object], messa
 
 
 def test_a_run_says_what_its_model_generates() -> None:
-    changes = {"generates": ["norm", "pointwise"], "pointwise_rank": 2, "pointwise_stages": 1}
-    image = small_config({"generation": changes}).architecture().image
-    assert (image.generates, image.pointwise_rank, image.pointwise_stages) == (("norm", "pointwise"), 2, 1)
+    changes = {"generates": ["norm", "pointwise"], "pointwise_rank": 2, "pointwise_stages": 1, "basis": 8, "zero_mean": True}
+    model = small_config({"generation": changes}).architecture()
+    assert model.image.generates == ("norm", "pointwise")
+    assert (model.image.pointwise_rank, model.image.pointwise_stages) == (2, 1)
+    assert model.hypernetwork is not None and (model.hypernetwork.basis, model.hypernetwork.zero_mean) == (8, True)
     assert small_config({}).architecture().image.generates == ("norm",)

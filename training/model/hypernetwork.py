@@ -1,19 +1,28 @@
 """Set hypernetwork: the text features of a set of class names -> deltas of the image encoder's generated parameters.
 
-    (C, D) -> linear -> transformer without positions -> bottleneck -> masked mean over the set -> linear -> (P,)
+    (C, D) -> linear -> transformer without positions -> bottleneck -> masked mean over the set = code -> linear -> (P,)
 
 after HyperCLIP (arXiv 2412.16777), with two changes: it generates *deltas* to learned base values, and its last layer starts at
 zero, so that at step 0 the model is its SigLIP twin.  No part of it knows an order, so the order of the names changes nothing
-beyond rounding.  Shapes: G groups, C names in a set (padded), D embedding, P generated values.
+beyond rounding.
+
+Two options, alone or together.  A *basis*: the code is a softmax over K learned deltas, and the delta their mixture.  *Zero
+mean*: a running mean of the code over the label sets of training is taken from it before the last layer, which has no bias.  As
+that layer is linear, so is the mean taken from the delta; and unlike a mean taken from the delta itself, it leaves the last
+layer no gradient along a constant delta, which the base parameters should learn and the neutral ones with them.
+Shapes: G groups, C names in a set (padded), D embedding, K values of a code, P generated values.
 """
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from training.model.text_encoder import Transformer
 
 MAX_SET_SIZE = 10_000
+MEAN_SHARE = 0.05
+"""Of a batch's sets in the running mean of the codes."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +32,23 @@ class HypernetworkConfig:
     layers: int
     bottleneck: int
     """Values per name that survive into the mean: what a set can say about itself."""
+    basis: int | None = None
+    """Number of learned deltas that a set mixes (a softmax says how), so that a task is so many numbers; None: the delta is a
+    linear map of the mean."""
+    zero_mean: bool = False
+    """Whether deltas have zero mean over the label sets of training, so that the neutral parameters are the average."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError when the basis is too small to mix."""
+        if self.basis is not None and self.basis < 2:
+            raise ValueError(f"basis={self.basis}: there must be at least two deltas to mix")
 
 
 class Hypernetwork(nn.Module):
     """Sets of text features -> flat parameter deltas."""
+
+    code_mean: Tensor
+    """(K,), with `zero_mean` only."""
 
     def __init__(self, config: HypernetworkConfig, *, embed_dim: int, num_values: int) -> None:
         super().__init__()
@@ -36,19 +58,30 @@ class Hypernetwork(nn.Module):
         self.blocks = Transformer(config.width, config.heads, config.layers, causal=False)
         self.final_norm = nn.LayerNorm(config.width)
         self.bottleneck = nn.Linear(config.width, config.bottleneck)
-        self.output = nn.Linear(config.bottleneck, num_values)
+        code_size = config.basis or config.bottleneck
+        self.mix = nn.Linear(config.bottleneck, config.basis) if config.basis else None
+        if self.mix is not None:
+            nn.init.normal_(self.mix.weight, std=2 * config.bottleneck**-0.5)  # or all K would begin with the same gradient
+        self.output = nn.Linear(code_size, num_values, bias=not (config.basis or config.zero_mean))
         nn.init.zeros_(self.output.weight)
-        nn.init.zeros_(self.output.bias)
+        if self.output.bias is not None:
+            nn.init.zeros_(self.output.bias)
+        if config.zero_mean:
+            self.register_buffer("code_mean", torch.zeros(code_size))
 
     def forward(self, text_features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Generate one delta per set.
+        """Generate one delta per set: (G, C, D) -> (G, P).  Arguments and errors as those of `code`."""
+        return self.decode(self.code(text_features, mask))
+
+    def code(self, text_features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What each set says of itself, all that its delta is made of.
 
         Args:
             text_features: (G, C, D) unit vectors, one per unique name.
             mask: (G, C) bool, True at names, False at padding; None when no set is padded.
 
         Returns:
-            (G, P).
+            (G, K).
 
         Raises:
             ValueError: a set has more names than `MAX_SET_SIZE`, or none.
@@ -65,4 +98,17 @@ class Hypernetwork(nn.Module):
         else:
             weight = mask.to(x.dtype)[:, :, None]
             pooled = (x * weight).sum(dim=1) / weight.sum(dim=1)
-        return self.output(pooled)
+        return pooled if self.mix is None else self.mix(pooled).softmax(dim=-1)
+
+    def decode(self, code: Tensor) -> Tensor:
+        """(G, K) -> (G, P)."""
+        if self.config.zero_mean:
+            code = code - self.code_mean
+        delta: Tensor = self.output(code)
+        return delta
+
+    @torch.no_grad()
+    def follow(self, code: Tensor) -> None:
+        """Move the running mean towards that of these sets, (G, K), the same on every rank; nothing without `zero_mean`."""
+        if self.config.zero_mean and len(code):
+            self.code_mean.lerp_(code.float().mean(dim=0), MEAN_SHARE)
