@@ -38,12 +38,13 @@ def content_hash(value: Any) -> str:
 def flattened(config: BaseModel, *, prefix: str = "") -> dict[str, str]:
     """Every setting as text under its path, `optimizer.learning_rate`; what is no section of ours is JSON."""
     found: dict[str, str] = {}
+    plain = config.model_dump(mode="json")
     for name in type(config).model_fields:
         value = getattr(config, name)
         if isinstance(value, BaseModel):
             found |= flattened(value, prefix=f"{prefix}{name}.")
         else:
-            found[f"{prefix}{name}"] = value if isinstance(value, str) else json.dumps(value)
+            found[f"{prefix}{name}"] = value if isinstance(value, str) else json.dumps(plain[name])
     return found
 
 

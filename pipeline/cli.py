@@ -4,7 +4,6 @@ import importlib.metadata
 import logging
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,9 +11,10 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from infra.errors import BadInputError, HyperClipError
-from pipeline.console import ConsoleObserver, err, out, took
+from pipeline.console import err, out, took
+from pipeline.evaluate_command import EVALUATE_HELP, evaluate
 from pipeline.model_commands import model_app
-from pipeline.pasteable import pasteable
+from pipeline.run_command import ConfigPath, Overrides, command_line, run_until
 
 if TYPE_CHECKING:
     from pipeline.steps import State
@@ -27,18 +27,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-ConfigPath = Annotated[Path, typer.Argument(help="Run configuration, e.g. pipeline/configs/quickstart.yaml", metavar="CONFIG")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        help="Change one setting: training.num_steps=500; may be repeated. `hyperclip settings` lists them",
-        metavar="A.B=VALUE",
-    ),
-]
 RUNS, DATA = "Runs", "Single steps"
-MLFLOW_ADDRESS = "http://127.0.0.1:5000"
-"""Where `mlflow server` listens unless it is told otherwise."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C; Typer makes it of a KeyboardInterrupt, and says nothing."""
 STATES: dict["State", str] = {
@@ -73,7 +62,7 @@ def run(config: ConfigPath, overrides: Overrides = None) -> None:
 
     A second run skips what is done, and a killed run goes on where it was.
     """
-    _run(config, overrides, until=None)
+    run_until(config, overrides, until=None)
 
 
 @app.command(rich_help_panel=RUNS)
@@ -109,7 +98,7 @@ def status(config: ConfigPath, overrides: Overrides = None) -> None:
     done = sum(entry.record is not None for entry in planned)
     out.print(
         f"{done} of {len(planned)} steps done"
-        + ("" if done == len(planned) else f"; continue: {escape(_command('run', config, overrides))}")
+        + ("" if done == len(planned) else f"; continue: {escape(command_line('run', config, overrides))}")
     )
 
 
@@ -199,69 +188,40 @@ def serve(config: ConfigPath, overrides: Overrides = None) -> None:
 @app.command(rich_help_panel=DATA)
 def download(config: ConfigPath, overrides: Overrides = None) -> None:
     """Download the pictures of every dataset of a run whose source is URLs."""
-    _run(config, overrides, until="download")
+    run_until(config, overrides, until="download")
 
 
 @app.command("import", rich_help_panel=DATA)
 def import_(config: ConfigPath, overrides: Overrides = None) -> None:
     """Import the pictures of every dataset that has them already: source {kind: pictures, uris: [pictures.parquet]}."""
-    _run(config, overrides, until="import")
+    run_until(config, overrides, until="import")
 
 
 @app.command(rich_help_panel=DATA)
 def curate(config: ConfigPath, overrides: Overrides = None) -> None:
     """Filter and deduplicate, and download or import first where that is not done."""
-    _run(config, overrides, until="curate")
+    run_until(config, overrides, until="curate")
 
 
 @app.command(rich_help_panel=DATA)
 def train(config: ConfigPath, overrides: Overrides = None) -> None:
     """Train, and everything before it that is not done."""
-    _run(config, overrides, until="train")
+    run_until(config, overrides, until="train")
 
 
-@app.command(rich_help_panel=DATA)
-def evaluate(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Evaluate zero-shot classification on the held-out pictures, and everything before it that is not done."""
-    _run(config, overrides, until="evaluate")
+app.command(rich_help_panel=DATA, help=EVALUATE_HELP)(evaluate)
 
 
 @app.command(rich_help_panel=DATA)
 def register(config: ConfigPath, overrides: Overrides = None) -> None:
     """Register the trained model, and everything before it that is not done."""
-    _run(config, overrides, until="register")
+    run_until(config, overrides, until="register")
 
 
 app.add_typer(model_app)
 
 
 # ---- common ----------------------------------------------------------------------------------------------------------
-
-
-def _run(config: Path, overrides: list[str] | None, *, until: str | None) -> None:
-    from pipeline.config import load_run_config
-    from pipeline.runner import run as run_steps
-
-    settings = load_run_config(config, tuple(overrides or ()))
-    finished = run_steps(settings, ConsoleObserver(), until=until)
-    out.print()
-    tracking = settings.resolved_tracking.uri
-    if "register" in finished.records:
-        facts = finished.records["register"].facts
-        out.print(f"[bold]Model[/]   models:/{facts['name']}/{facts['version']} ({facts['role']})")
-    out.print(f"[bold]MLflow[/]  {escape(tracking)}, run {finished.run_id}")
-    if tracking.startswith("sqlite:"):
-        look = pasteable("mlflow", "server", "--backend-store-uri", tracking)
-        out.print(f"        look at it: {escape(look)}, then {MLFLOW_ADDRESS}")
-    if finished.report_uri:
-        out.print(f"[bold]Report[/]  {escape(finished.report_uri)}")
-        page = f"http://{settings.serving.host}:{settings.serving.port}/"
-        out.print(f"[bold]Page[/]    {escape(_command('serve', config, overrides))}, then {page}")
-
-
-def _command(name: str, config: Path, overrides: list[str] | None) -> str:
-    """A command on the same run, to be pasted."""
-    return pasteable("hyperclip", name, str(config), *(part for setting in overrides or () for part in ("--set", setting)))
 
 
 def main() -> None:

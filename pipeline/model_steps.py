@@ -13,14 +13,14 @@ from pipeline.steps import Step, StepContext, StepResult
 from training.bundle import BUNDLE_NAME, load_bundle
 from training.checkpoint import newest_step
 from training.config import TrainConfig, TrainRequest
-from training.evaluation.zero_shot import ZeroShotResult, evaluate_zero_shot
+from training.evaluation.result_files import log_result, read_result, write_result
+from training.evaluation.shard_set import shard_set
+from training.evaluation.zero_shot import evaluate_zero_shot
 from training.loop import CHECKPOINTS
 from training.metrics_log import read_metrics
 from training.on_ray import train_on_ray
 from training.publish import publish
 from training.shard_reader import open_shards
-
-EVALUATION_NAME = "evaluation.json"
 
 
 def model_steps(config: RunConfig) -> list[Step]:
@@ -113,31 +113,28 @@ def _evaluate(context: StepContext) -> StepResult:
         bundle = load_bundle(folder)
     reader = open_shards(context.inputs["shard-evaluation"])
     result = evaluate_zero_shot(
-        bundle,
-        reader,
+        [bundle],
+        shard_set(reader, readings=context.config.evaluation.readings),
         context.config.evaluation,
         progress=lambda done, total: context.progress(done, total, "tasks"),
     )
-    storage.write_atomic(storage.join(context.output_uri, EVALUATION_NAME), result.model_dump_json(indent=1))
+    write_result(result, context.output_uri)
+    log_result(result, context.tracker, context.run_id)
     headline = result.headline
     specialized, neutral = headline.accuracy["specialized"], headline.accuracy["neutral"]
     return StepResult(
         summary=(
-            f"{headline.num_ways}-way zero-shot accuracy {specialized.mean:.1%} "
+            f"{headline.family.num_names}-way zero-shot accuracy {specialized.mean:.1%} "
             f"(95 % interval {specialized.low:.1%} to {specialized.high:.1%}; chance {headline.chance:.0%}; "
             f"neutral {neutral.mean:.1%}) on {headline.num_pictures:,} pictures in {headline.num_tasks} tasks"
         ),
-        facts={"bundle_digest": result.bundle_digest},
-        metrics={
-            f"accuracy_{way.num_ways}_way.{reading}": accuracy.mean
-            for way in result.ways
-            for reading, accuracy in way.accuracy.items()
-        },
+        facts={"bundle_digest": bundle.digest},
+        metrics=result.metrics,
     )
 
 
 def _register(context: StepContext) -> StepResult:
-    result = storage.read_model(storage.join(context.inputs["evaluate"], EVALUATION_NAME), ZeroShotResult)
+    result = read_result(context.inputs["evaluate"])
     with storage.localized(bundle_uri(context.inputs["train"])) as folder:
         version, decision = publish(
             context.tracker,

@@ -13,7 +13,8 @@ from infra.errors import BadInputError
 from infra.model_registry import CANDIDATE, CHAMPION, ModelRegistry, ModelVersion
 from infra.tracking import Tracker
 from training.bundle import load_bundle
-from training.evaluation.zero_shot import ZeroShotResult
+from training.evaluation.result import ZeroShotResult
+from training.evaluation.tasks import TaskFamily
 
 TASKS_TAG = "evaluation_tasks"
 """Which pictures and tasks the accuracy of a version was measured on."""
@@ -39,10 +40,10 @@ def publish(
         BadInputError: the evaluation is not of this bundle.
     """
     bundle = load_bundle(bundle_folder)  # refuses a damaged one before it is published
-    if result.bundle_digest != bundle.digest:
+    if result.bundle_digests != (bundle.digest,):
+        digests = ", ".join(digest[:12] for digest in result.bundle_digests)
         raise BadInputError(
-            f"{bundle_folder} holds model {bundle.digest[:12]}, and the evaluation is of {result.bundle_digest[:12]}; "
-            "evaluate this one first"
+            f"{bundle_folder} holds model {bundle.digest[:12]}, and the evaluation is of {digests}; evaluate this one first"
         )
     identity = {"bundle_digest": bundle.digest}
     registry = ModelRegistry(tracker)
@@ -62,7 +63,7 @@ def publish(
         version,
         {
             TASKS_TAG: result.headline_tasks,
-            **{accuracy_tag(headline.num_ways, reading): f"{acc.mean:.4f}" for reading, acc in headline.accuracy.items()},
+            **{accuracy_tag(headline.family, arm): f"{found.mean:.4f}" for arm, found in headline.accuracy.items()},
         },
     )
     registry.make_candidate(version)
@@ -78,7 +79,7 @@ def decide(candidate: ModelVersion, result: ZeroShotResult, *, champion: ModelVe
         return PromotionDecision(outcome="first", reason="there was no champion", promoted=True)
     if champion.version == candidate.version:
         return PromotionDecision(outcome="already", reason="it was the champion already", promoted=True)
-    theirs = champion.tags.get(accuracy_tag(result.headline.num_ways, "specialized"))
+    theirs = champion.tags.get(accuracy_tag(result.headline.family, "specialized"))
     if theirs is None or champion.tags.get(TASKS_TAG) != result.headline_tasks:
         reason = (
             f"version {champion.version}, the champion, was evaluated on other pictures or tasks; "
@@ -92,8 +93,8 @@ def decide(candidate: ModelVersion, result: ZeroShotResult, *, champion: ModelVe
     return PromotionDecision(outcome="not_better", reason=f"{comparison}; it stays {CANDIDATE}", promoted=False)
 
 
-def accuracy_tag(num_ways: int, reading: str) -> str:
-    return f"accuracy_{num_ways}_way.{reading}"
+def accuracy_tag(family: TaskFamily, arm: str) -> str:
+    return f"accuracy_{family.slug}.{arm}"
 
 
 def _white_picture(side: int) -> bytes:

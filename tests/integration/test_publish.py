@@ -15,9 +15,11 @@ from infra.model_registry import CANDIDATE, CHAMPION, ModelRegistry, ModelVersio
 from infra.tracking import Tracker
 from pipeline.cli import app
 from serving.model_source import find_bundle
+from tests.evaluation_results import family_result, zero_shot_result
 from tests.unit.model_helpers import make_bundle
 from training.bundle import load_bundle
-from training.evaluation.zero_shot import Accuracy, WayResult, ZeroShotResult
+from training.evaluation.arms import Arm
+from training.evaluation.result import ZeroShotResult
 from training.publish import PromotionDecision, decide, publish
 
 pytestmark = pytest.mark.integration
@@ -77,16 +79,8 @@ def aliases(tracker: Tracker, name: str) -> dict[str, str]:
 
 
 def result_of(digest: str, accuracy: float, *, tasks: str = TASKS) -> ZeroShotResult:
-    readings = {"specialized": accuracy, "neutral": 0.3, "swapped": 0.2}
-    way = WayResult(
-        num_ways=10,
-        chance=0.1,
-        num_tasks=5,
-        num_predictions=50,
-        num_pictures=50,
-        accuracy={name: Accuracy(mean=mean, low=0, high=1) for name, mean in readings.items()},  # type: ignore[misc]
-    )
-    return ZeroShotResult(bundle_digest=digest, headline_tasks=tasks, num_pictures=50, num_concepts=20, ways=(way,), shown=())
+    means: dict[Arm, float] = {"specialized": accuracy, "neutral": 0.3, "swapped": 0.2}
+    return zero_shot_result((family_result(means),), digest=digest, tasks=tasks)
 
 
 def killed(command: Callable[[], object], *, writes: int) -> bool:

@@ -16,9 +16,11 @@ from pipeline.report import verdict, write_report
 from pipeline.runner import plan
 from pipeline.showcase_steps import ServedPrediction, ServedPredictions
 from pipeline.steps import PlannedStep, StepRecord
+from tests.evaluation_results import family_result, zero_shot_result
 from tests.unit.model_helpers import picture_bytes
 from tests.unit.shard_helpers import sample, write_shards
-from training.evaluation.zero_shot import Accuracy, ShownPrediction, WayResult, ZeroShotResult
+from training.evaluation.arms import Arm
+from training.evaluation.result import ShownPrediction, ZeroShotResult
 
 pytestmark = pytest.mark.integration
 QUICKSTART = Path(__file__).parents[2] / "pipeline" / "configs" / "quickstart.yaml"
@@ -91,28 +93,13 @@ def leave_outputs(planned: list[PlannedStep]) -> ZeroShotResult:
     uris = {entry.step.name: entry.output_uri for entry in planned}
     pictures = [sample(picture_bytes(20, 20, seed=number), number, caption=HOSTILE) for number in range(3)]
     write_shards(Path(uris["shard-evaluation"]), pictures, samples_per_shard=2, suffix="png")
-    ways = tuple(
-        WayResult(
-            num_ways=num_ways,
-            chance=1 / num_ways,
-            num_tasks=7,
-            num_predictions=1234,
-            num_pictures=1201,
-            accuracy={
-                "specialized": Accuracy(mean=0.4321, low=0.4012, high=0.4666),
-                "neutral": Accuracy(mean=0.3333, low=0.3, high=0.36),
-                "swapped": Accuracy(mean=0.25, low=0.2, high=0.3),
-            },
-        )
-        for num_ways in (10, 50)
-    )
+    means: dict[Arm, float] = {"specialized": 0.4321, "neutral": 0.3333, "swapped": 0.25}
+    families = tuple(family_result(means, num_names=num_names, half=0.03) for num_names in (10, 50))
     shown = (
         ShownPrediction(sample=0, truth=HOSTILE, predicted=HOSTILE, score=0.5),
         ShownPrediction(sample=2, truth="cat", predicted=HOSTILE, score=0.25),
     )
-    evaluation = ZeroShotResult(
-        bundle_digest="d", headline_tasks="t", num_pictures=1201, num_concepts=374, ways=ways, shown=shown
-    )
+    evaluation = zero_shot_result(families, shown=shown)
     storage.write_atomic(f"{uris['evaluate']}/evaluation.json", evaluation.model_dump_json())
     lines = [f'{{"step": {step}, "loss": {3 - step}, "delta_rms": 0.1, "delta_variation": 0.2}}\n' for step in range(3)]
     storage.write_atomic(f"{uris['train']}/metrics.jsonl", "".join(lines))
@@ -152,43 +139,41 @@ def test_what_strangers_wrote_stays_text(written: Written) -> None:
 def test_the_accuracies_are_those_of_the_evaluation(written: Written) -> None:
     rows = written.page.table("names in a task")
     assert rows[0] == [
-        "10",
+        "10 names, random",
         "10.0%",
-        "43.2% (40.1% to 46.7%)",
-        "33.3% (30.0% to 36.0%)",
-        "25.0% (20.0% to 30.0%)",
+        "43.2% (40.2% to 46.2%)",
+        "33.3% (30.3% to 36.3%)",
+        "25.0% (22.0% to 28.0%)",
         "7",
         "1,201",
     ]
-    assert [row[0] for row in rows] == ["10", "50"]
+    assert [row[0] for row in rows] == ["10 names, random", "50 names, random"]
     assert f"{written.evaluation.num_pictures:,} held-out pictures of 374 concepts" in " ".join(written.page.text.split())
-
-
-def way_with(specialized: float, neutral: float, swapped: float) -> WayResult:
-    """Intervals of 2 points to each side."""
-    means = {"specialized": specialized, "neutral": neutral, "swapped": swapped}
-    accuracy = {reading: Accuracy(mean=mean, low=mean - 0.02, high=mean + 0.02) for reading, mean in means.items()}
-    return WayResult(num_ways=10, chance=0.1, num_tasks=7, num_predictions=9, num_pictures=9, accuracy=accuracy)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("means", "says"),
     [
-        ((0.50, 0.45, 0.44), "With 10 names specialization helps"),
-        ((0.50, 0.45, 0.47), "not a gain of the names (50.0% specialized, 45.0% neutral, 47.0% swapped)"),
-        ((0.50, 0.47, 0.20), "no gain from specialization can be told"),
+        ((0.50, 0.45, 0.44), "With 10 names, random, specialization helps"),
+        ((0.50, 0.45, 0.49), "not a gain of the names (50.0% specialized, 45.0% neutral, 49.0% swapped)"),
+        ((0.50, 0.49, 0.20), "no gain from specialization can be told"),
         ((0.46, 0.47, 0.20), "no gain from specialization can be told"),
         ((0.40, 0.45, 0.20), "specialization does harm"),
     ],
 )
 def test_the_verdict_follows_from_the_intervals(means: tuple[float, float, float], says: str) -> None:
-    assert says in verdict(way_with(*means))
+    specialized, neutral, swapped = means  # differences are known to 2 points
+    assert says in verdict(family_result({"specialized": specialized, "neutral": neutral, "swapped": swapped}))
+
+
+def test_without_other_names_the_verdict_says_that_the_control_is_missing() -> None:
+    assert "the control is missing" in verdict(family_result({"specialized": 0.5, "neutral": 0.4}))
 
 
 def test_the_verdict_of_every_task_size_stands_in_the_report(written: Written) -> None:
     text = " ".join(written.page.text.split())
-    for way in written.evaluation.ways:
-        assert verdict(way) in text
+    for result in written.evaluation.families:
+        assert verdict(result) in text
     assert "so one seed" in text
 
 

@@ -19,6 +19,7 @@ from infra.errors import HyperClipError
 from training.bundle import Bundle
 from training.checkpoint import load_checkpoint, read_marker
 from training.config import TrainConfig
+from training.evaluation.shard_set import shard_set
 from training.evaluation.zero_shot import EvaluationConfig, evaluate_zero_shot
 from training.model.hyperclip import HyperClip
 from training.shard_reader import open_shards
@@ -37,7 +38,7 @@ class CheckpointEvaluation(StrictModel):
 
 
 def evaluate_checkpoint(request: CheckpointEvaluation) -> dict[str, float]:
-    """Accuracy by reading.
+    """Accuracy by arm.
 
     Raises:
         HyperClipError: the checkpoint or the shards cannot be used, or hold too few concepts for a task.
@@ -55,13 +56,12 @@ def evaluate_checkpoint(request: CheckpointEvaluation) -> dict[str, float]:
         digest=read_marker(request.checkpoint_uri).digest,
     )
     result = evaluate_zero_shot(
-        bundle,
-        open_shards(request.shards_uri),
-        EvaluationConfig(ways=(schedule.num_ways,), num_tasks=schedule.num_tasks, num_shown=0),
+        [bundle],
+        shard_set(open_shards(request.shards_uri)),
+        EvaluationConfig(ways=(schedule.num_ways,), kinds=("random",), num_tasks=schedule.num_tasks, recall_at=(), num_shown=0),
         progress=lambda *_: None,
     )
-    way = result.headline
-    return {f"accuracy_{way.num_ways}_way.{reading}": accuracy.mean for reading, accuracy in way.accuracy.items()}
+    return {name: value for name, value in result.metrics.items() if name.startswith("accuracy_")}
 
 
 class EvaluationFigures(StrictModel):
