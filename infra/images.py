@@ -55,8 +55,7 @@ def probe(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageInfo:
     if jpeg := _jpeg_header(data):
         return _upright_info("jpeg", jpeg.width, jpeg.height, jpeg.orientation, max_pixels=max_pixels)
     image = _open(data)
-    file_format = _PILLOW_FORMATS[str(image.format)]
-    return _upright_info(file_format, image.width, image.height, _orientation(image), max_pixels=max_pixels)
+    return _pillow_info(image, _orientation(image), max_pixels=max_pixels)
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: tuple[int, int] | None = None) -> np.ndarray:
@@ -85,10 +84,12 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: tuple[int, in
 
 
 def _decode_with_pillow(data: bytes, *, max_pixels: int) -> np.ndarray:
-    info = probe(data, max_pixels=max_pixels)
+    if canvas := _webp_canvas(data):
+        _check_pixels(*canvas, max_pixels=max_pixels)
+    image = _open(data)
+    orientation = _orientation(image)
+    info = _pillow_info(image, orientation, max_pixels=max_pixels)
     try:
-        image = _open(data)
-        orientation = _orientation(image)
         image.load()
         if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips it to white
             grey = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
@@ -163,6 +164,10 @@ def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     return np.ascontiguousarray(pixels)
+
+
+def _pillow_info(image: Image.Image, orientation: int, *, max_pixels: int) -> ImageInfo:
+    return _upright_info(_PILLOW_FORMATS[str(image.format)], image.width, image.height, orientation, max_pixels=max_pixels)
 
 
 def _upright_info(file_format: ImageFormat, width: int, height: int, orientation: int, *, max_pixels: int) -> ImageInfo:

@@ -23,7 +23,7 @@ from training.bundle import Bundle
 from training.model.hypernetwork import MAX_SET_SIZE
 from training.model.parameter_delta import GroupDelta
 from training.score import Scores, class_scores
-from training.tokenizer import CONTEXT_LENGTH, Tokenizer
+from training.tokenizer import CONTEXT_LENGTH
 
 TASK_NAME = "task.json"
 ENCODER_NAME = "encoder.safetensors"
@@ -148,11 +148,14 @@ def encode_labels(bundle: Bundle, labels: Sequence[str], templates: Sequence[str
 
 @torch.no_grad()
 def encode_texts(bundle: Bundle, texts: Sequence[str]) -> Tensor:
-    """(T, D) unit vectors, in batches of bounded memory."""
-    tokenizer: Tokenizer = bundle.tokenizer
+    """(T, D) unit vectors, in batches of bounded memory; texts of similar length go together, as padding costs time."""
     device = bundle.model.log_scale.device
-    batches = [texts[start : start + TEXT_BATCH] for start in range(0, len(texts), TEXT_BATCH)]
-    return torch.cat([bundle.model.encode_text(tokenizer(batch).to(device)) for batch in batches])
+    order = sorted(range(len(texts)), key=lambda number: len(texts[number])) if len(texts) > TEXT_BATCH else range(len(texts))
+    batches = [order[start : start + TEXT_BATCH] for start in range(0, len(texts), TEXT_BATCH)]
+    features = torch.cat(
+        [bundle.model.encode_text(bundle.tokenizer([texts[number] for number in batch]).to(device)) for batch in batches]
+    )
+    return features[torch.argsort(torch.tensor(order))] if len(texts) > TEXT_BATCH else features
 
 
 def save_specialized(encoder: SpecializedEncoder, folder: Path, bundle: Bundle) -> None:

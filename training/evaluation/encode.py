@@ -3,7 +3,7 @@
 Shapes: M pictures, B pictures of a batch, S side, C names of a set, D embedding, G sets in one pass, P generated values.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -46,6 +46,10 @@ class PictureEncoder:
             self._neutral = self._encode(np.arange(len(self._images)), None)
         return self._neutral
 
+    def encode_neutral(self, ready: Iterable[slice]) -> None:
+        """Fill `neutral` with rows as they get ready, while the next ones are being decoded."""
+        self._neutral = torch.cat([self._encode(np.arange(rows.start, rows.stop), None) for rows in _joined(ready)])
+
     @torch.no_grad()
     def under(self, jobs: Sequence[Job]) -> Iterator[Tensor]:
         """(B, D) for each job, in order.  Small jobs share a forward pass: each picture gets the parameters of its own job."""
@@ -83,6 +87,18 @@ class PictureEncoder:
         """(B, 3, S, S), value for value what `preprocess.normalize` gives, channels last as the model wants it."""
         pixels = torch.from_numpy(self._images[pictures]).to(self._device)
         return ((pixels.float() / 255 - self._mean) / self._std).permute(0, 3, 1, 2)
+
+
+def _joined(ready: Iterable[slice]) -> Iterator[slice]:
+    """Neighbouring rows in batches of about the usual size."""
+    start = stop = 0
+    for rows in ready:
+        stop = rows.stop
+        if stop - start >= IMAGE_BATCH:
+            yield slice(start, stop)
+            start = stop
+    if stop > start:
+        yield slice(start, stop)
 
 
 def _parts(jobs: Sequence[Job]) -> Iterator[list[Job]]:

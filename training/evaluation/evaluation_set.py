@@ -6,7 +6,7 @@ Shapes: M pictures, S side of a picture as the model sees it.
 
 import os
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,8 +25,9 @@ OBJECT = "object"
 """The first reading of the pictures: what they show."""
 MAX_NAMED = 5
 """Broken pictures that an error names."""
-DECODED_AT_ONCE = 256
-"""Encoded pictures held in memory; decoded ones are three bytes a pixel at the model's size."""
+DECODED_AT_ONCE, AHEAD = 64, 16
+"""Pictures that a thread decodes in one go, and how many such parts are read before they are needed: this bounds the encoded
+pictures in memory; decoded ones take three bytes a pixel at the model's size."""
 MAX_IN_MEMORY = 2 << 30
 """Bytes of decoded pictures beyond which they lie in a temporary file."""
 
@@ -128,31 +129,48 @@ def _topic(group: str | None) -> str | None:
 
 
 def decoded(pictures: EvaluationSet, config: PreprocessConfig) -> np.ndarray:
-    """(M, S, S, 3) uint8: every picture, cut and resized as when it is served, on all cores.
+    """(M, S, S, 3) uint8: every picture, cut and resized as when it is served.
 
     Raises:
         BadInputError: a picture is broken; the first ones are named with their place.
     """
-    side = config.image_size
-    found = _space((len(pictures), side, side, 3))
+    found = space_for(pictures, config)
+    for _ in decode_into(found, pictures, config):
+        pass
+    return found
+
+
+def decode_into(found: np.ndarray, pictures: EvaluationSet, config: PreprocessConfig) -> Iterator[slice]:
+    """Decode on all cores; yields the rows that are ready, in order, while the next ones are being decoded.
+
+    Raises:
+        BadInputError: as `decoded`, when the other pictures are done.
+    """
     broken: list[str] = []
     number_broken = done = 0
 
-    def decode(numbered: tuple[int, tuple[str, bytes]]) -> str | None:
-        number, (place, data) = numbered
-        try:
-            found[number] = centre_square(images.decode_rgb(data, background=config.background), side)
-        except images.ImageError as error:
-            return f"{place}: {error}"
-        return None
+    def decode(part: list[tuple[int, tuple[str, bytes]]]) -> list[str]:
+        problems = []
+        for number, (place, data) in part:
+            try:
+                pixels = images.decode_rgb(data, background=config.background)
+                found[number] = centre_square(pixels, config.image_size)
+            except images.ImageError as error:
+                problems.append(f"{place}: {error}")
+        return problems
 
     stream = enumerate(pictures.stored())
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # decoding and resizing leave the interpreter
-        while batch := list(islice(stream, DECODED_AT_ONCE)):
-            problems = [problem for problem in threads.map(decode, batch) if problem]
+        parts = iter(lambda: list(islice(stream, DECODED_AT_ONCE)), [])
+        waiting = deque((len(part), threads.submit(decode, part)) for part in islice(parts, AHEAD))
+        while waiting:
+            size, future = waiting.popleft()
+            problems = future.result()
+            waiting.extend((len(part), threads.submit(decode, part)) for part in islice(parts, 1))
             number_broken += len(problems)
             broken += problems[: MAX_NAMED - len(broken)]
-            done += len(batch)
+            yield slice(done, done + size)
+            done += size
     if broken:
         more = f"\n  and {number_broken - len(broken):,} more" if number_broken > len(broken) else ""
         raise BadInputError(
@@ -161,12 +179,12 @@ def decoded(pictures: EvaluationSet, config: PreprocessConfig) -> np.ndarray:
         )
     if done != len(pictures):
         raise BadInputError(f"{pictures.name} gave {done:,} of {len(pictures):,} pictures: it was changed meanwhile; run again")
-    return found
 
 
-def _space(shape: tuple[int, ...]) -> np.ndarray:
-    """Memory, or a file without a name that is gone with the array."""
+def space_for(pictures: EvaluationSet, config: PreprocessConfig) -> np.ndarray:
+    """(M, S, S, 3) uint8 to decode into: zeros in memory, or in a file without a name that is gone with the array."""
+    shape = (len(pictures), config.image_size, config.image_size, 3)
     if int(np.prod(shape)) <= MAX_IN_MEMORY:
-        return np.empty(shape, dtype=np.uint8)
+        return np.zeros(shape, dtype=np.uint8)
     with tempfile.TemporaryFile(prefix="hyperclip-pictures-") as file:
         return np.memmap(file, dtype=np.uint8, mode="w+", shape=shape)

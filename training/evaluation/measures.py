@@ -11,7 +11,7 @@ import numpy as np
 from infra.config import StrictModel
 
 NUM_RESAMPLES = 2000
-RESAMPLED_AT_ONCE = 1 << 22
+DRAWN_AT_ONCE = 1 << 22
 NUM_BINS = 10
 Key = TypeVar("Key")
 
@@ -56,22 +56,23 @@ def estimates(values: Mapping[Key, np.ndarray], *, seed: int) -> dict[Key, Estim
 
 
 def bootstrap_means(values: np.ndarray, *, seed: int) -> np.ndarray:
-    """(K, S, U) -> (K, `NUM_RESAMPLES`): means after drawing seeds and units with replacement, the same ones for every arm."""
-    _, num_seeds, num_units = values.shape
+    """(K, S, U) -> (K, `NUM_RESAMPLES`): means after drawing seeds and units with replacement, the same ones for every arm.
+
+    Units with the same values for every arm and seed are drawn as one, in their number: of a million pictures that are right or
+    wrong, few patterns are left.
+    """
+    num_arms, num_seeds, num_units = values.shape
     rng = np.random.default_rng((seed, num_units))
+    patterns, counts = np.unique(values.reshape(-1, num_units), axis=1, return_counts=True)
+    patterns = patterns.reshape(num_arms, num_seeds, -1)
     found = []
-    at_once = max(1, RESAMPLED_AT_ONCE // num_units)
+    at_once = max(1, DRAWN_AT_ONCE // len(counts))
     for start in range(0, NUM_RESAMPLES, at_once):
-        count = min(at_once, NUM_RESAMPLES - start)
-        over_units = values @ _weights(num_units, count, rng).T  # (K, S, count)
-        found.append((over_units * _weights(num_seeds, count, rng).T).sum(axis=1))
+        size = min(at_once, NUM_RESAMPLES - start)
+        over_units = patterns @ (rng.multinomial(num_units, counts / num_units, size=size) / num_units).T  # (K, S, size)
+        of_seeds = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=size) / num_seeds
+        found.append((over_units * of_seeds.T).sum(axis=1))
     return np.concatenate(found, axis=1)
-
-
-def _weights(size: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """(count, size): how often each of `size` things is in a resample, as a share."""
-    drawn = rng.integers(size, size=(count, size)) + size * np.arange(count)[:, None]
-    return np.bincount(drawn.ravel(), minlength=count * size).reshape(count, size) / size
 
 
 def _estimate(mean: float, sampled: np.ndarray) -> Estimate:

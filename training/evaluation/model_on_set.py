@@ -5,6 +5,7 @@ Shapes: M pictures, B pictures of a task, C names, D embedding, T distinct capti
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from training.bundle import Bundle
 from training.evaluation.encode import Job, PictureEncoder
-from training.evaluation.evaluation_set import OBJECT, EvaluationSet, Reading, decoded
+from training.evaluation.evaluation_set import OBJECT, EvaluationSet, Reading, decode_into, space_for
 from training.evaluation.family_scores import DrawnFamily
 from training.evaluation.retrieval import ranks
 from training.evaluation.tasks import LabelSetTask
@@ -48,11 +49,16 @@ class ModelOnSet:
         bundle: Bundle, pictures: EvaluationSet, templates: Sequence[str], images: dict[PreprocessConfig, np.ndarray]
     ) -> "ModelOnSet":
         """Args: images: decoded pictures by preprocessing; what is missing is decoded and kept there."""
-        if bundle.preprocess not in images:
-            images[bundle.preprocess] = decoded(pictures, bundle.preprocess)
+        known = images.get(bundle.preprocess)
+        space = space_for(pictures, bundle.preprocess) if known is None else known
+        encoder = PictureEncoder(bundle, space)
+        ready = decode_into(space, pictures, bundle.preprocess) if known is None else iter([slice(0, len(space))])
+        first = next(ready)  # from here on decoding goes on in threads, while the names are encoded
         readings = {reading.name: reading for reading in (pictures.objects, *pictures.further)}
         names = {name: encode_labels(bundle, reading.names, templates) for name, reading in readings.items()}
-        return ModelOnSet(bundle, PictureEncoder(bundle, images[bundle.preprocess]), readings, names)
+        encoder.encode_neutral(chain([first], ready))
+        images[bundle.preprocess] = space
+        return ModelOnSet(bundle, encoder, readings, names)
 
     def prototypes(self, task: LabelSetTask, reading: str) -> Tensor:
         """(C, D) of the names of a task."""

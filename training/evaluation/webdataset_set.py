@@ -12,6 +12,7 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,13 +42,17 @@ def webdataset_set(folder_uri: str, *, split: str = "test") -> EvaluationSet:
     names = [line.strip() for line in _read(storage.join(folder_uri, CLASS_NAMES)).splitlines()]
     _check_names(names, storage.join(folder_uri, CLASS_NAMES))
     shards = _shards(folder_uri, split)
-    labels = [_label(data, place, num_names=len(names)) for uri in shards for place, data in _members(uri, labels=True)]
+    indexed = [list(_index(uri, num_names=len(names))) for uri in shards]
+    labels = [member.label for shard in indexed for member in shard]
     if not labels:
         raise BadInputError(f"{folder_uri}: the shards of {split!r} hold no pictures")
 
     def stored() -> Iterator[tuple[str, bytes]]:
-        for uri in shards:
-            yield from _members(uri, labels=False)
+        for uri, members in zip(shards, indexed, strict=True):
+            with storage.open_read(uri) as file:
+                for member in members:
+                    file.seek(member.offset)
+                    yield f"{uri}, sample {member.key}", file.read(member.size)
 
     return EvaluationSet(
         name=PurePosixPath(folder_uri.rstrip("/")).name,
@@ -101,38 +106,36 @@ def _shards(folder_uri: str, split: str) -> list[str]:
     return wanted
 
 
-def _members(uri: str, *, labels: bool) -> Iterator[tuple[str, bytes]]:
-    """Place and content of each sample's label, or of its picture, in the order of the pictures."""
+class _Member(NamedTuple):
+    """A picture in a shard."""
+
+    key: str
+    label: int
+    offset: int
+    size: int
+
+
+def _index(uri: str, *, num_names: int) -> Iterator[_Member]:
+    """Where the pictures of a shard lie, and their labels."""
     with _opened(uri) as tar:
-        sample: dict[str, bytes] = {}
-        key = None
+        by_key: dict[str, dict[str, tarfile.TarInfo]] = {}
+        labels: dict[str, int] = {}
         for member in tar:
-            if not member.isfile():
-                continue
             folder, _, name = member.name.rpartition("/")
             stem, _, suffix = name.partition(".")
-            suffix = suffix.lower()
-            if suffix != LABEL and suffix not in PICTURES:
+            key, suffix = f"{folder}/{stem}" if folder else stem, suffix.lower()
+            if not member.isfile() or (suffix != LABEL and suffix not in PICTURES):
                 continue
-            if key != (folder, stem):
-                if key is not None:
-                    yield _chosen(sample, f"{uri}, sample {key[1]}", labels=labels)
-                sample, key = {}, (folder, stem)
-            # of the kind that is not asked for, only that it is there
-            wanted = (suffix == LABEL) == labels
-            file = tar.extractfile(member) if wanted else None
-            sample[suffix] = file.read() if file is not None else b""
-        if key is not None:
-            yield _chosen(sample, f"{uri}, sample {key[1]}", labels=labels)
-
-
-def _chosen(sample: dict[str, bytes], place: str, *, labels: bool) -> tuple[str, bytes]:
-    picture = next((suffix for suffix in PICTURES if suffix in sample), None)
-    if picture is None:
-        raise BadInputError(f"{place} has no picture ({', '.join(PICTURES)})")
-    if LABEL not in sample:
-        raise BadInputError(f"{place} has no .{LABEL} with the number of its class")
-    return place, sample[LABEL if labels else picture]
+            by_key.setdefault(key, {})[suffix] = member
+            if suffix == LABEL and (file := tar.extractfile(member)) is not None:
+                labels[key] = _label(file.read(), f"{uri}, sample {key}", num_names=num_names)
+    for key, files in by_key.items():
+        picture = next((files[suffix] for suffix in PICTURES if suffix in files), None)
+        if picture is None:
+            raise BadInputError(f"{uri}, sample {key} has no picture ({', '.join(PICTURES)})")
+        if key not in labels:
+            raise BadInputError(f"{uri}, sample {key} has no .{LABEL} with the number of its class")
+        yield _Member(key, labels[key], picture.offset_data, picture.size)
 
 
 def _label(data: bytes, place: str, *, num_names: int) -> int:
