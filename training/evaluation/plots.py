@@ -57,7 +57,13 @@ def accuracy_plot(result: ZeroShotResult) -> Any:
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     panels[0].set_ylabel("zero-shot accuracy")
-    figure.legend(labelled.values(), labelled, loc="outside lower center", frameon=False, ncols=min(len(labelled), 5))
+    figure.legend(
+        labelled.values(),
+        labelled,
+        loc="outside lower center",
+        frameon=False,
+        ncols=5 if len(labelled) <= 5 else -(-len(labelled) // 2),
+    )
     return figure
 
 
@@ -101,7 +107,8 @@ def gain_plot(result: ZeroShotResult) -> Any | None:
         )
     axes.axvline(0, color="black", linewidth=1)
     axes.set_yticks(range(len(topics)), [f"{one.topic} ({one.num_tasks})" for one in topics])
-    axes.set(title=f"Gain of specialization by topic (tasks): {family.family.title}", xlabel="points of accuracy")
+    axes.set(title=f"Gain of specialization by topic (tasks)\n{family.family.title}", xlabel="points of accuracy")
+    axes.set_ylim(-0.6, len(topics) - 0.4)
     axes.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0, symbol=""))
     axes.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside lower center", frameon=False, ncols=2)
