@@ -54,36 +54,66 @@ def parse_config(text: str, model: type[Config], *, source: str, overrides: Sequ
     Raises:
         BadInputError: not YAML, an unknown key, a wrong type or value; every problem is listed with its place.
     """
+    tree = config_tree(text, source=source)
+    for override in overrides:
+        path, value = parse_override(override)
+        set_value(tree, path, value)
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        problems = "\n".join(f"  {problem}" for problem in problems_of(error, model))
+        raise BadInputError(f"{source} has {error.error_count()} problem(s):\n{problems}") from error
+
+
+def config_tree(text: str, *, source: str) -> dict[str, Any]:
+    """YAML text as plain values, not validated.
+
+    Raises:
+        BadInputError: not YAML, or no mapping.
+    """
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise BadInputError(f"{source} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise BadInputError(f"{source} holds {type(tree).__name__}, expected a mapping of settings")
-    for override in overrides:
-        _apply_override(tree, override)
-    try:
-        return model.model_validate(tree)
-    except ValidationError as error:
-        problems = "\n".join(f"  {_place(e['loc'])}: {_problem(e, model)}" for e in error.errors())
-        raise BadInputError(f"{source} has {error.error_count()} problem(s):\n{problems}") from error
+    return tree
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> None:
+def parse_override(override: str) -> tuple[str, Any]:
+    """`a.b=value` as path and value.
+
+    Raises:
+        BadInputError: not of that form, or the value is not YAML.
+    """
     path, separator, value = override.partition("=")
     if not separator or not path:
         raise BadInputError(f"override {override!r} is not of the form a.b=value")
+    try:
+        return path, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise BadInputError(f"override {override!r}: the value is not valid YAML: {error}") from error
+
+
+def set_value(tree: dict[str, Any], path: str, value: Any) -> None:
+    """Put a value in the place `a.b` of a tree; sections on the way are made.
+
+    Raises:
+        BadInputError: a part of the way is a value.
+    """
     *parents, leaf = path.split(".")
     node = tree
     for key in parents:
         child = node.setdefault(key, {})
         if not isinstance(child, dict):
-            raise BadInputError(f"override {override!r}: {key!r} is a value, not a section")
+            raise BadInputError(f"cannot set {path!r}: {key!r} is a value, not a section")
         node = child
-    try:
-        node[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise BadInputError(f"override {override!r}: the value is not valid YAML: {error}") from error
+    node[leaf] = value
+
+
+def problems_of(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """Every problem of a configuration, one line each: its place, what is wrong, the value."""
+    return [f"{_place(found['loc'])}: {_problem(found, model)}" for found in error.errors()]
 
 
 def _place(location: tuple[int | str, ...]) -> str:

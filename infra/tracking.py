@@ -75,11 +75,19 @@ class Tracker:
             reason = str(error).strip().splitlines()[0]
             raise TrackingUnavailableError(f"MLflow at {config.uri} cannot be used: {reason}") from error
 
-    def start_run(self, name: str, *, parent_run_id: str | None = None, params: Mapping[str, Any] | None = None) -> str:
+    def start_run(
+        self,
+        name: str,
+        *,
+        parent_run_id: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> str:
         """Create a run, a child when `parent_run_id` is given; returns its id.  MLflow cuts params after 6,000 characters."""
         from mlflow.entities import Param
 
-        tags = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
+        parent = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
+        tags = {**(tags or {}), **parent}
         run = self.client.create_run(self.experiment_id, run_name=name, tags=tags)
         everything = [Param(key, str(value)) for key, value in (params or {}).items()]
         for start in range(0, len(everything), MAX_PARAMS):

@@ -11,10 +11,12 @@ from pipeline.config import RunConfig
 from pipeline.report import REPORT_NAME, report_uri
 from pipeline.runner import RUNS, plan, state_uri
 from pipeline.showcase_steps import TASKS
+from pipeline.sweep_runs import SWEEPS
 
 # what reads comes before what is read, so that whenever it is cut off no done step has lost its input
 _STAGES = ("serve", "export", "register", "evaluate", "train", "shard", "curate", "download", "import")
-_STEP_FOLDER = re.compile(rf"({'|'.join(_STAGES)})(-train|-evaluation)?-[0-9a-f]{{12}}")
+# after the stage the dataset, or the evaluation set of a sweep
+_STEP_FOLDER = re.compile(rf"({'|'.join(_STAGES)})(-[a-z0-9-]+)?-[0-9a-f]{{12}}")
 _REPORT = re.compile(rf"[a-z0-9-]+-[0-9a-f]{{12}}-{re.escape(REPORT_NAME)}")
 
 
@@ -34,11 +36,11 @@ def made_by(config: RunConfig) -> list[str]:
 
 
 def made_by_any(workspace_uri: str) -> list[str]:
-    """What any configuration made in a workspace: step folders, reports, and which MLflow runs they go on in; and the tasks
-    of the service."""
+    """What any configuration made in a workspace: step folders, reports, comparisons of sweeps, and which MLflow runs they go
+    on in; and the tasks of the service."""
     folders = [uri for uri in storage.list_folders(workspace_uri) if _STEP_FOLDER.fullmatch(_name(uri))]
     reports = [uri for uri in storage.list_files(workspace_uri, suffix=REPORT_NAME) if _REPORT.fullmatch(_name(uri))]
-    others = [uri for name in (RUNS, TASKS) if storage.exists(uri := storage.join(workspace_uri, name))]
+    others = [uri for name in (RUNS, SWEEPS, TASKS) if storage.exists(uri := storage.join(workspace_uri, name))]
     return [*sorted(folders, key=_stage), *reports, *others]
 
 

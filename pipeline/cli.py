@@ -4,20 +4,18 @@ import importlib.metadata
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.logging import RichHandler
 from rich.markup import escape
 
 from infra.errors import BadInputError, HyperClipError
-from pipeline.console import err, out, took
+from pipeline.console import STATES, err, out, took
 from pipeline.evaluate_command import EVALUATE_HELP, evaluate
 from pipeline.model_commands import model_app
 from pipeline.run_command import ConfigPath, Overrides, command_line, run_until
-
-if TYPE_CHECKING:
-    from pipeline.steps import State
+from pipeline.sweep_command import sweep_app
 
 app = typer.Typer(
     name="hyperclip",
@@ -30,12 +28,6 @@ app = typer.Typer(
 RUNS, DATA = "Runs", "Single steps"
 INTERRUPTED = 130
 """Exit status after Ctrl-C; Typer makes it of a KeyboardInterrupt, and says nothing."""
-STATES: dict["State", str] = {
-    "done": "[green]done [/]",
-    "begun": "[yellow]begun[/]",
-    "to do": "to do",
-    "unknown": "[dim]?    [/]",
-}
 
 
 def _show_version(wanted: bool) -> None:
@@ -218,6 +210,7 @@ def register(config: ConfigPath, overrides: Overrides = None) -> None:
     run_until(config, overrides, until="register")
 
 
+app.add_typer(sweep_app)
 app.add_typer(model_app)
 
 

@@ -11,10 +11,16 @@ from rich.table import Column
 from rich.text import Text
 
 from pipeline.steps import Progress as OnProgress
-from pipeline.steps import Step, StepRecord
+from pipeline.steps import State, Step, StepRecord
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+STATES: dict[State, str] = {
+    "done": "[green]done [/]",
+    "begun": "[yellow]begun[/]",
+    "to do": "to do",
+    "unknown": "[dim]?    [/]",
+}
 BAR_WIDTH = 24
 NARROW = 96
 """Columns below which there is no room for a bar beside what the numbers say."""

@@ -3,7 +3,7 @@
 import fcntl
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Literal, Protocol
 
@@ -83,8 +83,8 @@ def run(config: RunConfig, observer: StepObserver, *, until: str | None = None) 
     planned = up_to(plan(config), until)
     with only_run_in(config.workspace_uri):
         tracker = Tracker(config.resolved_tracking)
-        state = _begin_tracking(config, tracker)
-        with _ending(tracker, state.run_id):
+        state = begin_tracking(config, tracker)
+        with ending(tracker, state.run_id):
             records = run_steps(config, planned, tracker, state, observer)
             report_uri = write_report(config, planned, records, tracker, state.run_id) if until is None else None
     return FinishedRun(records=records, report_uri=report_uri, run_id=state.run_id)
@@ -126,7 +126,7 @@ def run_steps(
 
 def _run_step(entry: PlannedStep, context: StepContext, *, so_far: str | None) -> StepRecord:
     started = time.monotonic()
-    with _ending(context.tracker, context.run_id):
+    with ending(context.tracker, context.run_id):
         if entry.step.clean_start:
             storage.remove(entry.output_uri)
         storage.make_folder(entry.output_uri)
@@ -144,7 +144,7 @@ def _run_step(entry: PlannedStep, context: StepContext, *, so_far: str | None) -
 
 
 @contextmanager
-def _ending(tracker: Tracker, run_id: str) -> Iterator[None]:
+def ending(tracker: Tracker, run_id: str) -> Iterator[None]:
     """End an MLflow run with what became of it."""
     try:
         yield
@@ -172,8 +172,21 @@ def up_to(planned: list[PlannedStep], until: str | None) -> list[PlannedStep]:
     return [entry for entry in planned if entry.step.name in needed]
 
 
-def _begin_tracking(config: RunConfig, tracker: Tracker) -> RunState:
-    """The MLflow run of this configuration: the one a killed run began, or a new one."""
+def begin_tracking(
+    config: RunConfig,
+    tracker: Tracker,
+    *,
+    name: str | None = None,
+    parent_run_id: str | None = None,
+    identity: Mapping[str, str] | None = None,
+) -> RunState:
+    """The MLflow run of this configuration: the one a killed run began, or a new one.
+
+    Args:
+        name: of a new run; that of the configuration when absent.
+        parent_run_id: the run it belongs to, where it is one of several.
+        identity: params and tags that tell it from the others.
+    """
     uri = state_uri(config)
     if storage.exists(uri):
         state = storage.read_model(uri, RunState)
@@ -185,8 +198,10 @@ def _begin_tracking(config: RunConfig, tracker: Tracker) -> RunState:
         "num_steps": config.training.num_steps,
         "contrastive_batch_size": config.training.contrastive_batch_size,
         "seed": config.training.seed,
+        **(identity or {}),
     }
-    state = RunState(run_id=tracker.start_run(config.name, params=params))
+    run_id = tracker.start_run(name or config.name, parent_run_id=parent_run_id, params=params, tags=identity)
+    state = RunState(run_id=run_id)
     tracker.log_text(state.run_id, config.model_dump_json(indent=1), "config.json")
     storage.write_atomic(uri, state.model_dump_json(indent=1))
     return state

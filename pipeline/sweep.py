@@ -1,0 +1,164 @@
+"""A sweep: arms x seeds of one run configuration, and which of them are compared on which pictures.
+
+name: names-help
+base: quickstart.yaml                     # a run configuration; from the folder of the sweep file
+set: {training.num_steps: 200}            # of every arm
+seeds: [0, 1, 2]
+arms:
+  twin: {set: {training.model: siglip_quickstart}}
+  hyperclip: {after: twin}                # starts from the twin of the same seed
+compare: [[hyperclip, twin], [hyperclip, hyperclip.swapped]]
+evaluate:
+  held-out: {}                            # the evaluation pictures of the run itself
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field, NonNegativeInt, StringConstraints
+
+from infra import storage
+from infra.config import StrictModel, config_tree, parse_config, parse_override
+from infra.errors import BadInputError
+from training.evaluation.zero_shot import READINGS, EvaluationConfig
+from training.model.registry import model_config
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")]
+"""Of arms and evaluation sets: a part of addresses and of MLflow's names, so without dots."""
+
+
+RESERVED = ("train", "evaluation")
+
+
+class ArmConfig(StrictModel):
+    """One recipe."""
+
+    after: str | None = None
+    """Another arm: each seed starts from the model that this one trained with the same seed (`training.init_from`)."""
+    set: dict[str, Any] = Field(default_factory=dict)
+    """Settings of `training` and `datasets.train` by path, `training.optimizer.learning_rate: 1.0e-3`, over those of every
+    arm.  Where it is stored, what it is evaluated on and how it is tracked are common to all arms."""
+
+
+class EvaluationSetConfig(StrictModel):
+    """Pictures that every model is evaluated on."""
+
+    uris: tuple[str, ...] = ()
+    """Parquet files, or folders of them, with columns image, caption and, where they are there, concept and group; none: the
+    evaluation pictures of the run itself."""
+    tasks: EvaluationConfig | None = None
+    """Which tasks are drawn; those of the run's section `evaluation` when absent."""
+
+
+class SweepConfig(StrictModel):
+    """A sweep file."""
+
+    name: Name
+    """Of the MLflow experiment, its parent run and the folder of the comparison."""
+    base: str
+    """A run configuration: all that the arms have in common; a path from the folder of the sweep file."""
+    set: dict[str, Any] = Field(default_factory=dict)
+    """Settings by path over those of the base, for every arm."""
+    seeds: tuple[NonNegativeInt, ...] = Field(default=(0, 1, 2), min_length=1)
+    """Each arm is trained once with each (`training.seed`)."""
+    arms: dict[Name, ArmConfig] = Field(min_length=1)
+    compare: tuple[tuple[str, str], ...] = ()
+    """Pairs of contender and baseline whose difference is shown: arms, or readings of them (`hyperclip.swapped`)."""
+    evaluate: dict[Name, EvaluationSetConfig] = Field(default={"held-out": EvaluationSetConfig()}, min_length=1)
+
+    def reference_problems(self) -> list[str]:
+        """What is named and not there, or there twice."""
+        problems = [f"seeds: {seed} is there {count} times" for seed, count in _repeated(self.seeds)]
+        for name, arm in self.arms.items():
+            if arm.after is not None and arm.after not in self.arms:
+                problems.append(f"arms.{name}.after: there is no arm {arm.after!r}; arms: {', '.join(self.arms)}")
+        problems += [f"arms: {' after '.join(cycle)}: none of them can be the first" for cycle in self._cycles()]
+        problems += [f"evaluate.{name}: the run's own pictures have this name" for name in RESERVED if name in self.evaluate]
+        for number, pair in enumerate(self.compare):
+            for text in pair:
+                named, dot, reading = text.partition(".")
+                if named not in self.arms:
+                    problems.append(f"compare.{number}: there is no arm {named!r}; arms: {', '.join(self.arms)}")
+                if dot and reading not in READINGS:
+                    problems.append(f"compare.{number}: there is no reading {reading!r}; readings: {', '.join(READINGS)}")
+            if pair[0] == pair[1]:
+                problems.append(f"compare.{number}: {pair[0]!r} is compared with itself")
+        return problems
+
+    def arms_in_order(self) -> list[str]:
+        """Every arm after the one that it starts from; else as in the file."""
+        placed: list[str] = []
+
+        def place(name: str) -> None:
+            if name in placed:
+                return
+            if (after := self.arms[name].after) is not None:
+                place(after)
+            placed.append(name)
+
+        for name in self.arms:
+            place(name)
+        return placed
+
+    def _cycles(self) -> list[list[str]]:
+        found: list[list[str]] = []
+        for start in self.arms:
+            way: list[str] = [start]
+            after = self.arms[start].after
+            while after is not None and after in self.arms and after not in way:
+                way.append(after)
+                after = self.arms[after].after
+            if after == start and not any(sorted(way) == sorted(cycle[:-1]) for cycle in found):
+                found.append([*way, start])
+        return found
+
+
+class Contender(NamedTuple):
+    """An arm under one reading of its models."""
+
+    arm: str
+    reading: str
+
+    def __str__(self) -> str:
+        return f"{self.arm}.{self.reading}"
+
+
+def readings_of(model: str) -> tuple[str, ...]:
+    """The readings that differ for a model: one that generates nothing has the neutral one only."""
+    return READINGS if model_config(model).hypernetwork is not None else ("neutral",)
+
+
+def contender(text: str, *, model: str) -> Contender:
+    """`ARM.READING`, or `ARM` for what is deployed: specialized, where there is a hypernetwork."""
+    arm, _, reading = text.partition(".")
+    return Contender(arm, reading or readings_of(model)[0])
+
+
+def read_sweep(path: Path, overrides: Sequence[str]) -> tuple[SweepConfig, dict[str, Any]]:
+    """A sweep file and the tree of its base run, not yet validated, with the settings of every arm.
+
+    Args:
+        overrides: `a.b=value`; those of a setting of sweeps change the sweep, all others the run of every arm.
+
+    Raises:
+        BadInputError: a file is not there or no YAML, or the sweep has wrong settings; every problem is listed.
+    """
+    changes = [parse_override(override) for override in overrides]
+    own = [text for text, (key, _) in zip(overrides, changes, strict=True) if key.partition(".")[0] in SweepConfig.model_fields]
+    config = parse_config(_text(path), SweepConfig, source=str(path), overrides=own)
+    base = path.parent / config.base
+    tree = config_tree(_text(base), source=str(base))
+    common = {**config.set, **{key: value for text, (key, value) in zip(overrides, changes, strict=True) if text not in own}}
+    return config.rebuilt(set=common), tree
+
+
+def _text(path: Path) -> str:
+    try:
+        return storage.read_bytes(str(path)).decode()
+    except UnicodeDecodeError as error:
+        raise BadInputError(f"{path} is no text, so no configuration") from error
+
+
+def _repeated(values: Sequence[int]) -> list[tuple[int, int]]:
+    return [(value, values.count(value)) for value in dict.fromkeys(values) if values.count(value) > 1]
