@@ -13,6 +13,7 @@ from infra.errors import BadInputError
 from pipeline.cli import app
 from pipeline.sweep import Contender
 from pipeline.sweep_runs import Sweep, load_sweep, sweep_hash
+from training.config import TrainConfig
 
 CONFIGS = Path(__file__).parents[2] / "pipeline" / "configs"
 SHIPPED = sorted(CONFIGS.glob("sweep_*.yaml"))
@@ -96,6 +97,20 @@ def test_arms_come_after_those_they_start_from(tmp_path: Path) -> None:
     sweep = load(tmp_path)
     arms = {name: {"after": after} for name, after in (("c", "b"), ("a", None), ("b", "a"))}
     assert sweep.config.rebuilt(arms=arms).arms_in_order() == ["a", "b", "c"]
+
+
+@pytest.mark.skipif("init_from" not in TrainConfig.model_fields, reason="training cannot start from a model yet")
+def test_an_arm_starts_from_the_model_that_another_trained_with_the_same_seed(tmp_path: Path) -> None:
+    arms = {"hyperclip": {"after": "twin"}, "twin": {"set": {"training.model": "siglip_quickstart"}}}
+    sweep = load(tmp_path, arms=arms)  # nothing is trained yet
+    twins, others = addresses(sweep, "train")[::2], addresses(sweep, "train")[1::2]
+    assert [run.arm for run in sweep.runs] == ["twin", "hyperclip"] * 2
+    assert [run.config.training.init_from for run in sweep.runs[1::2]] == [f"{uri}/bundle" for uri in twins]
+    moved = load(tmp_path, f"workspace={tmp_path}/elsewhere", arms=arms)
+    assert [uri.rpartition("/")[2] for uri in addresses(moved, "train")[1::2]] == [uri.rpartition("/")[2] for uri in others]
+    arms["twin"]["set"]["training.optimizer.learning_rate"] = 1.0e-4
+    changed = load(tmp_path, arms=arms)  # of another model something else comes
+    assert not set(addresses(changed, "train")) & {*twins, *others}
 
 
 def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
