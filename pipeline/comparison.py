@@ -132,6 +132,7 @@ def _compare_on(
     pairs: Sequence[tuple[Contender, Contender]],
 ) -> TaskComparison:
     """Args: values (S, T) by contender."""
+    pairs = [pair for pair in pairs if values.keys() >= set(pair)]  # one task of all names cannot be swapped with another
     means = estimates(list(values.values()))
     differences = estimates([values[one] - values[other] for one, other in pairs])
     tasks = accuracies.kinds[kind]

@@ -14,21 +14,25 @@ evaluate:
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_args
 
 from pydantic import Field, NonNegativeInt, StringConstraints
 
 from infra import storage
 from infra.config import StrictModel, config_tree, parse_config, parse_override
 from infra.errors import BadInputError
-from training.evaluation.zero_shot import READINGS, EvaluationConfig
+from training.evaluation.arms import Arm
+from training.evaluation.zero_shot import EvaluationConfig
 from training.model.registry import model_config
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")]
 """Of arms and evaluation sets: a part of addresses and of MLflow's names, so without dots."""
 
 
-RESERVED = ("train", "evaluation")
+READINGS: tuple[str, ...] = tuple(arm for arm in get_args(Arm) if not arm.startswith("twin"))
+"""Of one model; a twin is an arm of its own here."""
+OF_NAMES = ("specialized", "swapped")
+"""Readings that only what a hypernetwork generates tells from the neutral one."""
 
 
 class ArmConfig(StrictModel):
@@ -45,8 +49,9 @@ class EvaluationSetConfig(StrictModel):
     """Pictures that every model is evaluated on."""
 
     uris: tuple[str, ...] = ()
-    """Parquet files, or folders of them, with columns image, caption and, where they are there, concept and group; none: the
-    evaluation pictures of the run itself."""
+    """Parquet files, a CLIP_benchmark folder or a folder of shards; none: the evaluation pictures of the run itself."""
+    only: dict[str, str] = Field(default_factory=dict)
+    """Of parquet files: column -> value of the rows that are taken."""
     tasks: EvaluationConfig | None = None
     """Which tasks are drawn; those of the run's section `evaluation` when absent."""
 
@@ -74,7 +79,6 @@ class SweepConfig(StrictModel):
             if arm.after is not None and arm.after not in self.arms:
                 problems.append(f"arms.{name}.after: there is no arm {arm.after!r}; arms: {', '.join(self.arms)}")
         problems += [f"arms: {' after '.join(cycle)}: none of them can be the first" for cycle in self._cycles()]
-        problems += [f"evaluate.{name}: the run's own pictures have this name" for name in RESERVED if name in self.evaluate]
         for number, pair in enumerate(self.compare):
             for text in pair:
                 named, dot, reading = text.partition(".")
@@ -125,8 +129,9 @@ class Contender(NamedTuple):
 
 
 def readings_of(model: str) -> tuple[str, ...]:
-    """The readings that differ for a model: one that generates nothing has the neutral one only."""
-    return READINGS if model_config(model).hypernetwork is not None else ("neutral",)
+    """The readings that differ for a model: of one that generates nothing those without names."""
+    generates = model_config(model).hypernetwork is not None
+    return READINGS if generates else tuple(reading for reading in READINGS if reading not in OF_NAMES)
 
 
 def contender(text: str, *, model: str) -> Contender:

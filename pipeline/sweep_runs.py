@@ -14,9 +14,8 @@ from infra.errors import BadInputError
 from pipeline.config import RunConfig
 from pipeline.model_steps import bundle_uri
 from pipeline.steps import PlannedStep, State
-from pipeline.sweep import Contender, SweepConfig, contender, read_sweep, readings_of
+from pipeline.sweep import READINGS, Contender, SweepConfig, contender, read_sweep, readings_of
 from pipeline.sweep_steps import SweepPlanner
-from training.evaluation.zero_shot import READINGS
 
 FREE = ("training.", "datasets.train.")
 """What arms may differ in: all models have to be evaluated on the same tasks, and lie in one workspace."""
@@ -158,7 +157,7 @@ def _unknown_readings(config: SweepConfig, models: Mapping[str, str]) -> list[st
         for text in pair:
             arm, _, reading = text.partition(".")
             if reading in READINGS and arm in models and reading not in readings_of(models[arm]):
-                problems.append(f"compare.{number}: {models[arm]} generates nothing, so {arm!r} has the reading neutral only")
+                problems.append(f"compare.{number}: {models[arm]} generates nothing, so {arm!r} has no reading {reading!r}")
     return problems
 
 

@@ -3,28 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from data_prep.curate import CurateConfig
-from data_prep.dedup import DedupConfig
-from data_prep.filters import FilterConfig
 from infra import storage
 from infra.config import StrictModel, content_hash, flattened
-from pipeline.config import DatasetConfig, DatasetName, PicturesSource, RunConfig
+from pipeline.config import DatasetName, RunConfig
 from pipeline.data_steps import data_steps
 from pipeline.model_steps import bundle_uri, model_steps
 from pipeline.steps import PlannedStep, Step, StepContext, StepResult, plan_steps
 from pipeline.sweep import EvaluationSetConfig, readings_of
 from training.bundle import load_bundle
+from training.evaluation.open_set import open_evaluation_set
+from training.evaluation.result_files import log_result, write_result
 from training.evaluation.zero_shot import EvaluationConfig, evaluate_zero_shot
-from training.shard_reader import open_shards
 
 ACCURACIES_NAME = "accuracies.json"
-KEEP_ALL = CurateConfig(
-    filters=FilterConfig(
-        min_side=None, max_aspect=None, min_caption_characters=None, max_caption_characters=None, min_caption_words=None
-    ),
-    dedup=DedupConfig(max_hamming_distance=None),
-)
-"""Pictures that were chosen for an evaluation are all evaluated on, but for those that are there twice."""
 
 
 class TaskAccuracies(StrictModel):
@@ -34,7 +25,7 @@ class TaskAccuracies(StrictModel):
     """The kind for people, "10 names, random"."""
     chance: float
     readings: dict[str, tuple[float, ...]]
-    """By reading, of each task, in the order in which they were drawn."""
+    """By reading, of each task, in the order in which they were drawn; of the only task, of each picture."""
 
 
 class SetAccuracies(StrictModel):
@@ -56,6 +47,7 @@ class SweepPlanner:
     def __init__(self, sets: Mapping[str, EvaluationSetConfig]) -> None:
         self._sets = sets
         self._data: dict[str, list[Step]] = {}
+        self._identities: dict[str, list[str]] = {}
 
     def plan(self, config: RunConfig, *, after: PlannedStep | None = None) -> list[PlannedStep]:
         """Every step of a run with its address, but those that nothing here reads.
@@ -67,11 +59,7 @@ class SweepPlanner:
             BadInputError: an input of the run is not there.
         """
         steps = [*self._data_steps(config, "train"), *self._data_steps(config, "evaluation"), _train_step(config, after)]
-        for name, evaluation_set in self._sets.items():
-            tasks = evaluation_set.tasks or config.evaluation
-            if evaluation_set.uris:
-                steps += self._parquet_steps(config, name, evaluation_set)
-            steps.append(_evaluation_step(name, tasks, shards=f"shard-{name}" if evaluation_set.uris else "shard-evaluation"))
+        steps += [self._evaluation_step(config, name, found) for name, found in self._sets.items()]
         needed: set[str] = set()
         for step in reversed(steps):
             if step.name == "train" or step.name.startswith("evaluate-") or step.name in needed:
@@ -84,27 +72,29 @@ class SweepPlanner:
             self._data[key] = data_steps(config, name)
         return self._data[key]
 
-    def _parquet_steps(self, config: RunConfig, name: str, evaluation_set: EvaluationSetConfig) -> list[Step]:
-        """The steps that make shards of a set's own pictures: those of the evaluation pictures of a run that has these."""
-        source = PicturesSource(kind="pictures", uris=evaluation_set.uris)
-        dataset = DatasetConfig(source=source, curate=KEEP_ALL)
-        other = config.rebuilt(datasets={**config.datasets, "evaluation": dataset})
-        return [_renamed(step, other, name) for step in self._data_steps(other, "evaluation")]
+    def _evaluation_step(self, config: RunConfig, name: str, evaluation_set: EvaluationSetConfig) -> Step:
+        tasks = evaluation_set.tasks or config.evaluation
+        settings = tasks.model_dump(mode="json")
+        if evaluation_set.uris:
+            if name not in self._identities:
+                self._identities[name] = [part for uri in evaluation_set.uris for part in _identities(uri)]
+            settings |= {"pictures": self._identities[name], "only": evaluation_set.only}
+        return Step(
+            name=evaluation_step_name(name),
+            title=f"Evaluate on {name}",
+            settings=settings,
+            reads=("train",) if evaluation_set.uris else ("train", "shard-evaluation"),
+            work=lambda context: _evaluate(context, evaluation_set, tasks),
+        )
 
 
-def _renamed(step: Step, config: RunConfig, name: str) -> Step:
-    """A step of the evaluation pictures of another configuration, as one of the evaluation set of this name."""
-
-    def renamed(old: str) -> str:
-        return f"{old.removesuffix('-evaluation')}-{name}"
-
-    def work(context: StepContext) -> StepResult:
-        inputs = {old: context.inputs[renamed(old)] for old in step.reads}
-        facts = {old: context.facts[renamed(old)] for old in step.reads}
-        return step.work(replace(context, config=config, inputs=inputs, facts=facts))
-
-    title = step.title.replace("evaluation", name)
-    return replace(step, name=renamed(step.name), title=title, reads=tuple(map(renamed, step.reads)), work=work)
+def _identities(uri: str) -> list[str]:
+    """What tells one version of local pictures from another: their content, or where it is in folders of other kinds, what the
+    store says of them; remote ones are known by their address."""
+    if not storage.is_local(uri):
+        return [uri]
+    files = [uri] if uri.endswith(".parquet") else storage.list_files(uri, suffix=".parquet")
+    return [storage.fingerprint(file) for file in files] or [f"{uri} {storage.version_tag(uri)}"]
 
 
 def _train_step(config: RunConfig, after: PlannedStep | None) -> Step:
@@ -117,33 +107,25 @@ def _train_step(config: RunConfig, after: PlannedStep | None) -> Step:
     return replace(_train_step(scratch, None), settings=settings, params=flattened(config.training))
 
 
-def _evaluation_step(name: str, tasks: EvaluationConfig, *, shards: str) -> Step:
-    return Step(
-        name=evaluation_step_name(name),
-        title=f"Evaluate on {name}",
-        settings=tasks.model_dump(mode="json"),
-        reads=("train", shards),
-        work=lambda context: _evaluate(context, tasks, shards_uri=context.inputs[shards]),
-    )
-
-
-def _evaluate(context: StepContext, tasks: EvaluationConfig, *, shards_uri: str) -> StepResult:
+def _evaluate(context: StepContext, evaluation_set: EvaluationSetConfig, tasks: EvaluationConfig) -> StepResult:
     with storage.localized(bundle_uri(context.inputs["train"])) as folder:
         bundle = load_bundle(folder)
-    reader = open_shards(shards_uri)
-    result = evaluate_zero_shot(bundle, reader, tasks, progress=lambda done, total: context.progress(done, total, "tasks"))
-    shards = [shard.sha256 for shard in reader.manifest.shards]
+    uris = evaluation_set.uris or (context.inputs["shard-evaluation"],)
+    pictures = open_evaluation_set(uris, readings=tasks.readings, only=evaluation_set.only)
+    result = evaluate_zero_shot([bundle], pictures, tasks, progress=lambda done, total: context.progress(done, total, "tasks"))
+    write_result(result, context.output_uri)
+    log_result(result, context.tracker, context.run_id)
     chosen = readings_of(context.config.training.model)
     found = SetAccuracies(
         bundle_digest=bundle.digest,
-        tasks_identity=content_hash({"shards": shards, "tasks": tasks.model_dump(mode="json")}),
+        tasks_identity=content_hash({"pictures": pictures.identity, "tasks": tasks.model_dump(mode="json")}),
         kinds={
-            f"{way.num_ways}_way": TaskAccuracies(
-                title=f"{way.num_ways} names",
-                chance=way.chance,
-                readings={reading: values for reading, values in way.task_accuracies.items() if reading in chosen},
+            one.family.slug: TaskAccuracies(
+                title=one.family.title,
+                chance=one.chance,
+                readings={reading: values for reading, (values,) in one.unit_accuracies.items() if reading in chosen},
             )
-            for way in result.ways
+            for one in result.families
         },
     )
     storage.write_atomic(storage.join(context.output_uri, ACCURACIES_NAME), found.model_dump_json(indent=1))

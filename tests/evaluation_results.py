@@ -22,6 +22,7 @@ def family_result(means: Mapping[Arm, float], *, num_names: int = 10, half: floa
         num_pictures=1201,
         resampled="tasks",
         accuracy={arm: around(mean, half) for arm, mean in means.items()},
+        unit_accuracies={arm: ((mean,) * 7,) for arm, mean in means.items()},
         macro_recall={},
         differences=tuple(
             Difference(arm=arm, baseline=baseline, difference=around(means[arm] - means[baseline], half))

@@ -68,7 +68,7 @@ def sweep_file(folder: Path) -> Path:
                 "workspace": str(folder / "work"),
                 "datasets": datasets,
                 "training": {"model": "hyperclip_test", **small},
-                "evaluation": {"ways": [5, 10], "num_tasks": 8},
+                "evaluation": {"ways": [5, 10], "kinds": ["random"], "num_tasks": 8},
             }
         )
     )
@@ -82,7 +82,10 @@ def sweep_file(folder: Path) -> Path:
                 "compare": [["hyperclip", "twin"], ["hyperclip", "hyperclip.swapped"]],
                 "evaluate": {
                     "held-out": {},
-                    "trained-on": {"uris": [str(folder / "train.parquet")], "tasks": {"ways": [5], "num_tasks": 6}},
+                    "trained-on": {
+                        "uris": [str(folder / "train.parquet")],
+                        "tasks": {"ways": [5], "kinds": ["random"], "num_tasks": 6},
+                    },
                 },
             },
             sort_keys=False,
@@ -145,7 +148,9 @@ def test_the_comparison_is_of_what_the_evaluations_hold(made: Made) -> None:
     sweep = load_sweep(made.path)
     for tasks in comparison.tasks:
         by_arm = {(one.arm, one.reading): one.accuracy for one in tasks.arms}
-        assert by_arm.keys() == {("twin", "neutral"), *(("hyperclip", one) for one in ("specialized", "neutral", "swapped"))}
+        of_twin = {reading for arm, reading in by_arm if arm == "twin"}
+        assert of_twin == {"neutral", "neutral_centred", "neutral_orthogonal"}  # it generates nothing
+        assert {reading for arm, reading in by_arm if arm == "hyperclip"} == {"specialized", "swapped", *of_twin}
         gain = tasks.differences[0].difference
         assert gain.mean == pytest.approx(by_arm["hyperclip", "specialized"].mean - by_arm["twin", "neutral"].mean)
         assert all(one.low <= one.mean <= one.high for one in by_arm.values())

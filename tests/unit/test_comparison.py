@@ -111,3 +111,10 @@ def test_the_table_says_what_was_measured() -> None:
     assert picture(comparison).startswith(b"\x89PNG")
     assert Comparison.model_validate_json(comparison.model_dump_json()) == comparison
     assert comparison.metrics["difference.held-out.10_way.hyperclip.specialized-twin.neutral.low"] == gain.low
+
+
+def test_a_reading_that_some_tasks_do_not_have_is_left_out_there() -> None:
+    results = {"a": {0: {"held-out": accuracies({"specialized": np.array([0.5, 0.7]), "neutral": np.array([0.5, 0.6])})}}}
+    pairs = [(Contender("a", "specialized"), Contender("a", other)) for other in ("swapped", "neutral")]
+    (tasks,) = compare("names", results, pairs=pairs, generated={}).tasks
+    assert [one.baseline for one in tasks.differences] == ["a.neutral"]

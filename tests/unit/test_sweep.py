@@ -125,7 +125,6 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
                 "d": {"after": "c"},
                 "twin": {"set": {"training.model": "siglip_quickstart", "evaluation.num_tasks": 3}},
             },
-            evaluate={"train": {}},
             compare=[["a", "absent"], ["a", "a.upside_down"], ["a", "a"], ["a", "twin.swapped"]],
         )
     message = str(caught.value)
@@ -133,7 +132,6 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
         "seeds: 0 is there 2 times",
         "arms.b.after: there is no arm 'nobody'; arms: a, b, c, d, twin",
         "arms: c after d after c: none of them can be the first",
-        "evaluate.train: the run's own pictures have this name",
         "compare.0: there is no arm 'absent'",
         "compare.1: there is no reading 'upside_down'",
         "compare.2: 'a' is compared with itself",
@@ -153,7 +151,7 @@ def test_a_problem_of_all_arms_is_said_once(tmp_path: Path) -> None:
 
 
 def test_a_reading_that_a_model_does_not_have_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match="siglip_quickstart generates nothing, so 'twin' has the reading neutral only"):
+    with pytest.raises(BadInputError, match="siglip_quickstart generates nothing, so 'twin' has no reading 'swapped'"):
         load(tmp_path, compare=[["hyperclip", "twin.swapped"]])
 
 

@@ -69,6 +69,7 @@ class FamilyScores:
             num_pictures=len({picture for task in tasks for picture in task.pictures}),
             resampled="tasks" if len(tasks) > 1 else "pictures",
             accuracy=estimates(right, seed=seed),
+            unit_accuracies={arm: tuple(map(tuple, values.tolist())) for arm, values in right.items()},
             macro_recall=estimates(recall, seed=seed),
             differences=_differences(right, seed=seed),
             calibration={arm: self._calibration(found) for arm, found in self.matches.items()},

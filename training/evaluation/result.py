@@ -39,6 +39,8 @@ class FamilyResult(StrictModel):
     resampled: Literal["tasks", "pictures"]
     """What the intervals come from: tasks; the pictures where there is one task only."""
     accuracy: dict[Arm, Estimate]
+    unit_accuracies: dict[Arm, tuple[tuple[float, ...], ...]]
+    """Of each model, what is resampled: share right in each task, or whether each picture of the only task is right."""
     macro_recall: dict[Arm, Estimate]
     """Mean over the names of the share of their pictures that was found."""
     differences: tuple[Difference, ...]
