@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from data_prep.sample.pictures import read_sample
 from infra.errors import BadInputError
+from pipeline.cleaning import made_by_any
 from pipeline.cli import app
 from pipeline.sweep import Contender
 from pipeline.sweep_runs import Sweep, load_sweep, sweep_hash
@@ -179,3 +180,11 @@ def test_the_plan_shows_every_run_and_changes_nothing(tmp_path: Path) -> None:
     assert all(f"to do  {run.title}\n" in result.output and run.uri("train") in result.output for run in sweep.runs)
     assert "0 of 4 runs done" in result.output
     assert not (tmp_path / "work").exists()
+
+
+def test_cleaning_a_workspace_removes_what_sweeps_made(tmp_path: Path) -> None:
+    sweep = load(tmp_path)
+    made = {*addresses(sweep, "evaluate-held-out"), *addresses(sweep, "train"), *addresses(sweep, "shard-train")}
+    for uri in (*made, sweep.folder_uri, f"{sweep.common.workspace_uri}/my-own-folder"):
+        Path(uri).mkdir(parents=True)
+    assert {*made_by_any(sweep.common.workspace_uri)} == {*made, f"{sweep.common.workspace_uri}/sweeps"}
