@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 from rich.markup import escape
 
 from pipeline.console import STATES, ConsoleObserver, out
@@ -77,9 +78,10 @@ def _run(sweep: "Sweep") -> None:
     from pipeline.sweep_runner import COMPARISON, run_sweep
 
     finished = run_sweep(sweep, SweepConsole())
+    console = out if out.is_terminal else Console(width=UNCUT)  # a file or a pipe has no edge
     for table in terminal_tables(finished.comparison):
         out.print()
-        out.print(table, width=None if out.is_terminal else UNCUT, crop=False)  # a file or a pipe has no edge
+        console.print(table)
     out.print()
     tracking = sweep.common.resolved_tracking
     out.print(f"[bold]Comparison[/]  {escape(finished.folder_uri)}/{COMPARISON}.md, .json and .png")

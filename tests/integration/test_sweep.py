@@ -1,5 +1,7 @@
 """A sweep on the bundled pictures, interrupted and continued: real data steps, training under Ray, evaluation and MLflow."""
 
+import contextlib
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -107,24 +109,11 @@ def made(tmp_path_factory: pytest.TempPathFactory, new_tracking: Callable[[Path]
     with pytest.raises(KeyboardInterrupt):
         run_sweep(load_sweep(path), Interrupting())
     before = step_files(workspace)
-    with pytest.MonkeyPatch.context() as patch, Printed() as printed:
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
         patch.setattr(sys, "argv", ["hyperclip", "sweep", str(path)])
         cli.app(standalone_mode=False)
     mlflow.set_tracking_uri(tracking)
-    return Made(path, workspace, [uri for uri in before if uri.name == "step.json"], before, printed.text)
-
-
-class Printed:
-    """What goes to the console meanwhile."""
-
-    def __enter__(self) -> "Printed":
-        self._capture = cli.out.capture()
-        self._capture.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._capture.__exit__(None, None, None)
-        self.text = self._capture.get()
+    return Made(path, workspace, [uri for uri in before if uri.name == "step.json"], before, printed.getvalue())
 
 
 def test_a_sweep_that_was_interrupted_goes_on_where_it_was(made: Made) -> None:
