@@ -80,7 +80,7 @@ def sweep_file(folder: Path) -> Path:
                 "name": "small",
                 "base": "base.yaml",
                 "seeds": [0],
-                "arms": {"twin": {"set": {"training.model": "siglip_test"}}, "hyperclip": {}},
+                "arms": {"twin": {"set": {"training.model": "siglip_test"}}, "hyperclip": {"after": "twin"}},
                 "compare": [["hyperclip", "twin"], ["hyperclip", "hyperclip.swapped"]],
                 "evaluate": {
                     "held-out": {},
