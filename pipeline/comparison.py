@@ -2,11 +2,11 @@
 
 The intervals come from a bootstrap over seeds and over tasks.  All arms are resampled alike, seed by seed and task by task, so
 that a difference has an interval of its own, narrower than those of the two arms suggest.
-Shapes: K contenders, S seeds, T tasks, R resamples.
+Shapes: S seeds, T tasks.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -14,17 +14,14 @@ from infra.config import StrictModel
 from infra.errors import BadInputError
 from pipeline.sweep import Contender
 from pipeline.sweep_steps import SetAccuracies
+from training.evaluation.measures import Estimate, estimates
 
-NUM_RESAMPLES = 4000
-INTERVAL = (0.025, 0.975)
+Key = TypeVar("Key")
 
 
-class Estimate(StrictModel):
+class SeedEstimate(Estimate):
     """A mean over seeds and tasks with its 95 % interval."""
 
-    mean: float
-    low: float
-    high: float
     seeds: tuple[float, ...]
     """Mean over tasks of each seed."""
 
@@ -41,13 +38,13 @@ class Generated(StrictModel):
 class ArmResult(StrictModel):
     arm: str
     reading: str
-    accuracy: Estimate
+    accuracy: SeedEstimate
 
 
 class Difference(StrictModel):
     contender: str
     baseline: str
-    difference: Estimate
+    difference: SeedEstimate
     """Contender minus baseline, on the same tasks and with the same seeds."""
 
     @property
@@ -133,8 +130,8 @@ def _compare_on(
 ) -> TaskComparison:
     """Args: values (S, T) by contender."""
     pairs = [pair for pair in pairs if values.keys() >= set(pair)]  # one task of all names cannot be swapped with another
-    means = estimates(list(values.values()))
-    differences = estimates([values[one] - values[other] for one, other in pairs])
+    means = _with_seeds(values)
+    differences = _with_seeds({(one, other): values[one] - values[other] for one, other in pairs})
     tasks = accuracies.kinds[kind]
     return TaskComparison(
         evaluation_set=set_name,
@@ -142,38 +139,17 @@ def _compare_on(
         title=tasks.title,
         chance=tasks.chance,
         num_tasks=len(next(iter(tasks.readings.values()))),
-        arms=tuple(ArmResult(arm=one.arm, reading=one.reading, accuracy=mean) for one, mean in zip(values, means, strict=True)),
+        arms=tuple(ArmResult(arm=one.arm, reading=one.reading, accuracy=mean) for one, mean in means.items()),
         differences=tuple(
             Difference(contender=str(one), baseline=str(other), difference=difference)
-            for (one, other), difference in zip(pairs, differences, strict=True)
+            for (one, other), difference in differences.items()
         ),
     )
 
 
-def estimates(values: Sequence[np.ndarray]) -> list[Estimate]:
+def _with_seeds(values: Mapping[Key, np.ndarray]) -> dict[Key, SeedEstimate]:
     """Mean and interval of each (S, T); all are resampled alike."""
-    if not values:
-        return []
-    sampled = _resampled_means(np.stack(values))  # (K, R)
-    low, high = np.quantile(sampled, INTERVAL, axis=1)
-    return [
-        Estimate(mean=float(found.mean()), low=float(low[k]), high=float(high[k]), seeds=tuple(found.mean(axis=1).tolist()))
-        for k, found in enumerate(values)
-    ]
-
-
-def _resampled_means(values: np.ndarray) -> np.ndarray:
-    """(K, S, T) -> (K, R).
-
-    Drawing from S seeds shows (S - 1) / S of their variance, a third too little with three, so their distances from the mean
-    are stretched before by what makes up for it.  Tasks are many, and what they lack is next to nothing.
-    """
-    _, num_seeds, num_tasks = values.shape
-    if num_seeds > 1:
-        of_seed = values.mean(axis=2, keepdims=True)
-        stretch = np.sqrt(num_seeds / (num_seeds - 1)) - 1
-        values = values + stretch * (of_seed - of_seed.mean(axis=1, keepdims=True))
-    rng = np.random.default_rng((num_seeds, num_tasks))
-    seeds = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=NUM_RESAMPLES) / num_seeds  # (R, S)
-    tasks = rng.multinomial(num_tasks, np.full(num_tasks, 1 / num_tasks), size=NUM_RESAMPLES) / num_tasks  # (R, T)
-    return np.einsum("kst,rs,rt->kr", values, seeds, tasks, optimize=True)
+    return {
+        key: SeedEstimate(**estimate.model_dump(), seeds=tuple(values[key].mean(axis=1).tolist()))
+        for key, estimate in estimates(values, seed=0).items()
+    }

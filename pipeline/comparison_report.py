@@ -7,7 +7,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.comparison import ArmResult, Comparison, Difference, Estimate, TaskComparison
+from pipeline.comparison import ArmResult, Comparison, Difference, SeedEstimate, TaskComparison
 
 COLOURS = {"specialized": "#2563eb", "neutral": "#64748b", "swapped": "#ea580c"}
 OTHER_COLOUR = "#16a34a"
@@ -112,14 +112,14 @@ def _setting(comparison: Comparison) -> str:
     )
 
 
-def _percents(value: Estimate) -> str:
+def _percents(value: SeedEstimate) -> str:
     return f"{value.mean:.1%} | {_interval(value, '{:.1%}')} | {', '.join(f'{seed:.1%}' for seed in value.seeds)}"
 
 
-def _points(value: Estimate) -> str:
+def _points(value: SeedEstimate) -> str:
     seeds = ", ".join(f"{100 * seed:+.1f}" for seed in value.seeds)
     return f"{100 * value.mean:+.1f} | {_interval(value, '{:+.1f}', scale=100)} | {seeds}"
 
 
-def _interval(value: Estimate, form: str, *, scale: float = 1) -> str:
+def _interval(value: SeedEstimate, form: str, *, scale: float = 1) -> str:
     return f"{form.format(scale * value.low)} to {form.format(scale * value.high)}"
