@@ -37,7 +37,7 @@ def test_ctrl_c_ends_a_run_with_a_line_that_says_how_to_go_on(
         assert next(told).startswith("    0 of ")  # Ray is up, and tasks have begun
         os.killpg(process.pid, signal.SIGINT)
         output, error = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, error
     assert error.splitlines() == [
         "stopping: Download the train pictures …",
         "interrupted; run the same command again to continue",
