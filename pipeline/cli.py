@@ -185,7 +185,7 @@ def download(config: ConfigPath, overrides: Overrides = None) -> None:
 
 @app.command("import", rich_help_panel=DATA)
 def import_(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Import the pictures of every dataset that has them already: source {kind: pictures, uris: [pictures.parquet]}."""
+    """Import the pictures of every dataset that has them already: source {kind: pictures, uris: ...}."""
     run_until(config, overrides, until="import")
 
 
