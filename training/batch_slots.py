@@ -6,7 +6,7 @@ Shapes: B local batch, S side of the picture.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
@@ -47,11 +47,9 @@ class BatchSlots:
     @contextmanager
     def page_locked(self) -> Iterator[None]:
         """Meanwhile a GPU copies straight from here, without a detour over other memory."""
-        runtime, tensors = torch.cuda.cudart(), self._tensors.values()
-        for tensor in tensors:
-            torch.cuda.check_error(int(runtime.cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)))
-        try:
+        runtime = torch.cuda.cudart()
+        with ExitStack() as registered:
+            for tensor in self._tensors.values():
+                torch.cuda.check_error(int(runtime.cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)))
+                registered.callback(runtime.cudaHostUnregister, tensor.data_ptr())
             yield
-        finally:
-            for tensor in tensors:
-                runtime.cudaHostUnregister(tensor.data_ptr())

@@ -3,7 +3,7 @@
 One undisturbed run is the reference.  Then, in a workspace of its own, a run is killed in one step after the other; the next
 run starts at once, while processes of the killed one are still dying, and the last one goes to its end.  The result must be
 that of the reference, byte for byte: shards, bundle, evaluation, edge package, predictions; and one registered version.
-Half the kills hit the driver alone, half its whole process group.  Linux only: processes are found through /proc.
+Half the kills hit the driver alone, half its whole process group.  Linux only.
 """
 
 import hashlib
@@ -16,7 +16,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from typing import Any, NamedTuple
 from pipeline.config import RunConfig, load_run_config
 from pipeline.runner import plan
 from pipeline.steps import RECORD_NAME, PlannedStep, StepRecord
+from tests.chaos._processes import DIES_WITHIN_S, MARK, DeathWatch
 from tests.result import chaos_arguments, chaos_result, environment, measure
 from training.metrics_log import read_metrics
 
@@ -45,13 +45,7 @@ SETTINGS = (
     "evaluation={ways: [10], num_tasks: 10, num_shown: 4}",
     "showcase.num_pictures=4",
 )
-MARK = "HYPERCLIP_CHAOS_RUN"
-"""An environment variable that every process of a run inherits, and by which those that a killed one left are found."""
 STEP_BEGINS_WITHIN_S = 300
-DIES_WITHIN_S = 90
-"""Ours end within seconds, a Ray worker that was still starting after 30.  Ray's two agents first try to report the death of
-their node, for 60 s, to a server that died with it (`publish_error_to_driver` in Ray 2.60, no setting); idle, they hold no port
-of ours."""
 POLL_S = 0.01
 
 Files = dict[Path, tuple[str, int]]
@@ -170,61 +164,6 @@ def _tracked(workspace: Workspace) -> dict[str, Any]:
 
 def differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
     return [f"{key}: {expected[key]} expected, {found[key]} found" for key in expected if expected[key] != found[key]]
-
-
-class Process(NamedTuple):
-    """One that is alive, as told to people."""
-
-    pid: int
-    parent: int
-    age_s: float
-    command: str
-    """As it calls itself: Ray renames its workers after what they run."""
-
-    def __str__(self) -> str:
-        return f"{self.pid}, child of {self.parent}, {self.age_s:.0f} s old: {self.command}"
-
-
-def processes_of(mark: str) -> list[Process]:
-    """Processes that are alive and were started by the run with this mark."""
-    wanted = f"{MARK}={mark}".encode()
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if wanted in (folder / "environ").read_bytes().split(b"\0") and (process := _described(folder)):
-                found.append(process)
-        except OSError:  # it has just ended, or is another user's
-            continue
-    return found
-
-
-def _described(folder: Path) -> Process | None:
-    """From its folder in /proc; None when only its exit status is left."""
-    state, parent, *rest = (folder / "stat").read_text().rpartition(")")[2].split()
-    if state == "Z":
-        return None
-    started_s = int(rest[17]) / os.sysconf("SC_CLK_TCK")  # after boot; field 22 of proc(5)
-    command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-    return Process(int(folder.name), int(parent), time.clock_gettime(time.CLOCK_BOOTTIME) - started_s, command)
-
-
-class DeathWatch(threading.Thread):
-    """Waits for the processes of a killed run to end by themselves."""
-
-    def __init__(self, mark: str) -> None:
-        super().__init__(daemon=True)
-        self._mark, self.seconds = mark, 0.0
-        self.left: list[Process] = []
-        self.start()
-
-    def run(self) -> None:
-        started = time.monotonic()
-        while left := processes_of(self._mark):
-            self.seconds = time.monotonic() - started
-            if self.seconds > DIES_WITHIN_S:
-                self.left = left
-                return
-            time.sleep(0.1)
 
 
 def _wait_until(condition: Any, process: subprocess.Popen[bytes], *, timeout_s: float = STEP_BEGINS_WITHIN_S) -> None:

@@ -5,6 +5,7 @@ pointwise convolutions) is a matter of the image encoder alone: serving and expo
 Shapes: G conditioning groups, P generated values in all, B images.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +71,7 @@ class DeltaSlot:
         return
 
 
-class GeneratedLayer(nn.Module):
+class GeneratedLayer(nn.Module, ABC):
     """A layer that owns its base parameters and applies the delta given for the coming forward pass.
 
     The delta stays until the next one is set, so that recomputation in backward sees the same.
@@ -81,9 +82,9 @@ class GeneratedLayer(nn.Module):
         self.delta: DeltaSlot | None = None
 
     @property
+    @abstractmethod
     def generated(self) -> dict[str, int]:
         """{name within the layer: number of values} of what is generated for it."""
-        raise NotImplementedError
 
 
 def parameter_layout(layers: Mapping[str, GeneratedLayer]) -> ParameterLayout:
