@@ -40,6 +40,11 @@ class ConditioningConfig(StrictModel):
     """Share of batches whose groups are drawn by topic instead of at random."""
     distractor_share: float = Field(default=0.0, ge=0)
     """Names from other groups added to a set, as a share of its own names."""
+    loss: Literal["sigmoid", "softmax"] = "sigmoid"
+    """What the images of conditioned groups are trained by.  sigmoid: SigLIP's loss over the captions of their group.  softmax:
+    cross-entropy over the names of their group's set, distractors among them, which is the choice a specialized encoder makes
+    when it is used; prefer it to train a hypernetwork on a frozen twin.  Groups whose condition is dropped, and all before
+    `start_step`, keep the sigmoid.  A SigLIP twin takes it over the same groups, to be matched."""
     delta_penalty: NonNegativeFloat = 0.0
     """What the squared norm of a generated delta, the mean over the sets of a batch, is multiplied by and added to the loss."""
 

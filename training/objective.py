@@ -5,25 +5,27 @@ From there the text features take two ways, chosen by who needs them:
 
 - The *loss* needs each text once on every rank and can forget it: the features travel round a ring (training/ring_loss.py).
 - A *conditioning set* needs all its names at once, wherever they lie: the captions that say them, and no others, are gathered
-  with gradient.  Before `start_step`, and for the SigLIP twin, that is next to nothing.
+  with gradient.  Before `start_step`, and for the SigLIP twin, that is next to nothing.  With `loss: softmax` images are
+  compared with these same names (training/name_loss.py).
 
 Loss, gradients and statistics do not depend on the number of ranks.
 Shapes: B local batch, N = B x ranks, T unique captions, S of them on a rank, M names in sets, L tokens, G groups, C names in a
 set, D embedding, P generated values.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.batch_texts import BatchTexts, arrange_texts
 from training.conditioning import ConditioningPlan, plan_conditioning
 from training.config import ConditioningConfig
 from training.exchange import deal, gather_dealt, gather_values, rank
 from training.loss import PairIds
 from training.model.hyperclip import HyperClip
 from training.model.parameter_delta import GroupDelta
+from training.name_loss import name_loss
 from training.ring_loss import ring_siglip_loss
 from training.tokenizer import cut_to_longest, length_buckets
 
@@ -91,21 +93,34 @@ class ContrastiveObjective(nn.Module):
             name_index=samples.name_index,
             topic_ids=samples.topic_ids,
         )
-        texts = _arrange_texts(samples, plan.sets)
+        texts = arrange_texts(
+            samples.captions, caption_index=samples.caption_index, name_index=samples.name_index, used=plan.sets
+        )
         text_features = self._encode_texts(deal(texts.tokens))  # (S, D)
-        delta = self._generate(plan, texts, text_features)
+        names = None
+        if self.model.hypernetwork is not None or self.conditioning.loss == "softmax":
+            names = texts.mean_by_name(gather_dealt(text_features, texts.num_conditioning))  # (M, D)
+        delta = self._generate(plan, texts, names)
         mine = slice(rank() * len(batch.images), (rank() + 1) * len(batch.images))
         group_index = plan.group_index.to(batch.images.device)
         image_features = self.model.encode_image(batch.images, _group_delta(delta, group_index[mine]))
         pairs = PairIds(texts.caption_index, samples.concept_ids, group_index if plan.num_groups > 1 else None)
-        loss = ring_siglip_loss(
-            image_features,
-            text_features,
-            logit_scale=self.model.logit_scale,
-            logit_bias=self.model.logit_bias,
-            images=pairs[mine],
-            texts=pairs,
-        )
+        if names is None or self.conditioning.loss == "sigmoid" or not bool(plan.conditioned.any()):
+            loss = self._sigmoid_loss(image_features, text_features, images=pairs[mine], texts=pairs)
+        else:
+            loss = name_loss(
+                image_features,
+                names,
+                logit_scale=self.model.logit_scale,
+                plan=plan,
+                texts=texts,
+                concept_ids=samples.concept_ids,
+            )
+            if bool(plan.conditioned.all()):
+                loss = loss + 0 * self.model.logit_bias  # every parameter takes part in every step
+            else:
+                images, others = _without(plan.conditioned, pairs)
+                loss = loss + self._sigmoid_loss(image_features, text_features, images=images[mine], texts=others)
         penalty = self.conditioning.delta_penalty * _squared_norm(delta, plan.conditioned)
         return ObjectiveOutput(
             loss + penalty,
@@ -115,21 +130,31 @@ class ContrastiveObjective(nn.Module):
             self.model.logit_bias.detach(),
         )
 
+    def _sigmoid_loss(self, image_features: Tensor, text_features: Tensor, *, images: PairIds, texts: PairIds) -> Tensor:
+        return ring_siglip_loss(
+            image_features,
+            text_features,
+            logit_scale=self.model.logit_scale,
+            logit_bias=self.model.logit_bias,
+            images=images,
+            texts=texts,
+        )
+
     def _encode_texts(self, tokens: Tensor) -> Tensor:
         """(S, L) -> (S, D), texts of similar length at a time."""
         buckets = length_buckets(tokens)
         features = torch.cat([self.model.encode_text(cut_to_longest(tokens[rows])) for rows in buckets])
         return features[torch.argsort(torch.cat(buckets))]
 
-    def _generate(self, plan: ConditioningPlan, texts: "_Texts", text_features: Tensor) -> Tensor | None:
-        """(G, P), zero rows where the condition is dropped; None for the twin."""
-        if self.model.hypernetwork is None:
+    def _generate(self, plan: ConditioningPlan, texts: BatchTexts, names: Tensor | None) -> Tensor | None:
+        """(M, D) -> (G, P), zero rows where the condition is dropped; None for the twin."""
+        if self.model.hypernetwork is None or names is None:
             return None
-        names = texts.mean_by_name(gather_dealt(text_features, texts.num_conditioning))  # (M, D)
         mask = None if bool(plan.mask.all()) else deal(plan.mask).to(names.device)
+        sets = texts.number[plan.sets.to(names.device)]
         hypernetwork, conditioned = self.model.hypernetwork, plan.conditioned.to(names.device)
         # codes are gathered, which are far smaller than the deltas that every rank makes of them
-        code = gather_dealt(hypernetwork.code(names[deal(texts.sets)], mask), plan.num_groups)
+        code = gather_dealt(hypernetwork.code(names[deal(sets)], mask), plan.num_groups)
         delta = hypernetwork.decode(code)
         if self.training:
             hypernetwork.follow(code[conditioned])
@@ -162,52 +187,14 @@ def _gather_samples(batch: LocalBatch) -> _Samples:
     return _Samples(captions, caption_index, name_index, concept_ids=packed[:, -2], topic_ids=packed[:, -1])
 
 
-@dataclass(frozen=True)
-class _Texts:
-    """The unique captions of a batch, those whose names are in a conditioning set first, and how sets are made of them."""
-
-    tokens: Tensor
-    """(T, L)."""
-    caption_index: Tensor
-    """(N,) rows of `tokens`."""
-    num_conditioning: int
-    """How many of the captions say something in a set."""
-    sets: Tensor
-    """(G, C) numbers of names, 0 to M - 1."""
-    said_by: Tensor
-    """Captions of the samples of name 0, then of name 1, and so on; each below `num_conditioning`."""
-    starts: Tensor
-    """(M,) where each name begins in `said_by`."""
-
-    def mean_by_name(self, caption_features: Tensor) -> Tensor:
-        """(num_conditioning, D) -> (M, D) unit vectors.
-
-        A name is the renormalized mean over the captions that its samples drew, as a label is the mean over its templates when
-        the model is used; so no text is encoded for conditioning alone.
-        """
-        return F.normalize(F.embedding_bag(self.said_by, caption_features, self.starts, mode="mean"), dim=-1)
-
-
-def _arrange_texts(samples: _Samples, sets: Tensor) -> _Texts:
-    """Number names and captions anew, so that those in `sets` (G, C), which hold values of `name_index`, come first."""
-    device = samples.captions.device
-    names, sets = torch.unique(sets.to(device), return_inverse=True)
-    number = torch.full((len(samples.name_index),), -1, device=device)  # of each name; -1 in no set
-    number[names] = torch.arange(len(names), device=device)
-    sample_number = number[samples.name_index]  # (N,)
-    by_name = torch.argsort(sample_number, stable=True)[int((sample_number < 0).sum()) :]  # samples whose name is in a set
-    conditioning = torch.zeros(len(samples.captions), dtype=torch.bool, device=device)
-    conditioning[samples.caption_index[by_name]] = True
-    rows = torch.argsort(~conditioning, stable=True)  # (T,) captions, those that say something first
-    place = torch.argsort(rows)
-    caption_index = place[samples.caption_index]
-    return _Texts(
-        tokens=samples.captions[rows],
-        caption_index=caption_index,
-        num_conditioning=int(conditioning.sum()),
-        sets=sets,
-        said_by=caption_index[by_name],
-        starts=torch.searchsorted(sample_number[by_name], torch.arange(len(names), device=device)),
+def _without(conditioned: Tensor, pairs: PairIds) -> tuple[PairIds, PairIds]:
+    """Images and texts whose pairs count only in groups that are not conditioned: (G,) bool says which are."""
+    assert pairs.group is not None
+    left_out = conditioned.to(pairs.group.device)[pairs.group]
+    # a group of the images that no text is in, and the other way round
+    return (
+        replace(pairs, group=pairs.group.masked_fill(left_out, -1)),
+        replace(pairs, group=pairs.group.masked_fill(left_out, -2)),
     )
 
 

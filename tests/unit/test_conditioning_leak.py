@@ -5,6 +5,8 @@ is then the best it can do, if pairs count within groups only; with negatives ac
 collapsed to exactly this.  So the real objective is given the perfect cheat, and the cheat must gain nothing.
 """
 
+from typing import Literal
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -49,11 +51,11 @@ class CheatingModel(HyperClip):
         return F.normalize((delta.group_index[:, None] == delta.group_index).float(), dim=-1)  # sample i has text i
 
 
-def best_cheat() -> tuple[float, Tensor]:
+def best_cheat(loss_by: Literal["sigmoid", "softmax"] = "sigmoid") -> tuple[float, Tensor]:
     """Loss of the cheat under the best logit scale and bias, and the sizes of the groups."""
     torch.manual_seed(0)
     model = CheatingModel(model_config("hyperclip_test"))
-    objective = ContrastiveObjective(model, ConditioningConfig(groups=(GROUPS,), drop_share=0), seed=0)
+    objective = ContrastiveObjective(model, ConditioningConfig(groups=(GROUPS,), drop_share=0, loss=loss_by), seed=0)
     batch = LocalBatch(
         images=torch.zeros(BATCH, 3, 32, 32),
         caption_tokens=TOKENS,
@@ -80,6 +82,11 @@ def test_the_names_are_different() -> None:
 def test_a_cheat_that_knows_the_group_gains_nothing() -> None:
     loss, sizes = best_cheat()
     assert loss >= chance(sizes) * (1 - 1e-4)  # the bound is exact; 1e-4 for fp32 in the loss
+
+
+def test_nor_does_it_where_names_are_chosen() -> None:
+    loss, sizes = best_cheat("softmax")
+    assert loss >= float((sizes * sizes.log()).sum() / BATCH) * (1 - 1e-5)  # the entropy of one in n, for each image
 
 
 def test_with_negatives_across_groups_it_would(monkeypatch: pytest.MonkeyPatch) -> None:
