@@ -45,6 +45,12 @@ class ConditioningConfig(StrictModel):
     cross-entropy over the names of their group's set, distractors among them, which is the choice a specialized encoder makes
     when it is used; prefer it to train a hypernetwork on a frozen twin.  Groups whose condition is dropped, and all before
     `start_step`, keep the sigmoid.  A SigLIP twin takes it over the same groups, to be matched."""
+    neutral_weight: NonNegativeFloat = 0.0
+    """Weight of an ordinary SigLIP loss beside that of the groups: all pairs of the batch, features under the neutral
+    parameters, so that these stay good and the global structure with them.  For training the encoders with groups.  Above 0
+    each image is encoded twice, in one pass, so that statistics are those of both.  While image_trunk, projection, text_encoder
+    and logit are all frozen it has no gradient and is left out; before `start_step`, and in batches without a condition, it is
+    the loss anyway."""
     delta_penalty: NonNegativeFloat = 0.0
     """What the squared norm of a generated delta, the mean over the sets of a batch, is multiplied by and added to the loss."""
 
@@ -182,8 +188,14 @@ class TrainConfig(StrictModel):
         model = self.architecture()  # raises where generation does not fit it
         if bool(self.freeze) != bool(self.freeze_steps):
             raise ValueError(f"freeze={self.freeze} and freeze_steps={self.freeze_steps}: give both, or neither")
-        if model.hypernetwork is None and {"image_trunk", "projection", "text_encoder", "logit"} <= set(self.freeze):
+        all_frozen = {"image_trunk", "projection", "text_encoder", "logit"} <= set(self.freeze)
+        if model.hypernetwork is None and all_frozen:
             raise ValueError(f"with freeze={self.freeze} nothing of {self.model} is left to train")
+        if self.conditioning.neutral_weight and all_frozen and self.freeze_steps >= self.num_steps:
+            raise ValueError(
+                f"conditioning.neutral_weight={self.conditioning.neutral_weight} has nothing to train: freeze={self.freeze} "
+                "holds to the end. Set it to 0, or freeze_steps below num_steps"
+            )
         return self
 
     @model_validator(mode="after")

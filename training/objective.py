@@ -22,6 +22,7 @@ from training.batch_texts import BatchTexts, arrange_texts
 from training.conditioning import ConditioningPlan, plan_conditioning
 from training.config import ConditioningConfig
 from training.exchange import deal, gather_dealt, gather_values, rank
+from training.freezing import is_of_deltas
 from training.loss import PairIds
 from training.model.hyperclip import HyperClip
 from training.model.parameter_delta import GroupDelta
@@ -63,6 +64,8 @@ class ObjectiveOutput:
     """() how much of that rms differs between the groups of the batch; 0 where there is one group."""
     delta_penalty: Tensor
     """() what the size of the deltas added to the loss."""
+    neutral_loss: Tensor
+    """() of this rank's images under the neutral parameters, not yet weighted; 0 where it takes no part."""
     logit_scale: Tensor
     """() under which the loss was taken; ZeRO-3 has the parameter at hand only within the forward pass."""
     logit_bias: Tensor
@@ -78,6 +81,7 @@ class ContrastiveObjective(nn.Module):
         self.conditioning = conditioning
         self.seed = seed
         self.autocast = autocast
+        self._shared = [parameter for name, parameter in model.named_parameters() if not is_of_deltas(name)]
 
     def forward(self, batch: LocalBatch, *, step: int, batch_number: int) -> ObjectiveOutput:
         with torch.autocast(batch.images.device.type, dtype=torch.bfloat16, enabled=self.autocast):
@@ -103,8 +107,13 @@ class ContrastiveObjective(nn.Module):
         delta = self._generate(plan, texts, names)
         mine = slice(rank() * len(batch.images), (rank() + 1) * len(batch.images))
         group_index = plan.group_index.to(batch.images.device)
-        image_features = self.model.encode_image(batch.images, _group_delta(delta, group_index[mine]))
         pairs = PairIds(texts.caption_index, samples.concept_ids, group_index if plan.num_groups > 1 else None)
+        weight = self.conditioning.neutral_weight if bool(plan.conditioned.any()) and self._trains_neutral() else 0.0
+        if weight and delta is not None:
+            image_features, neutral_features = self._encode_twice(batch.images, delta, group_index[mine])
+        else:
+            image_features = self.model.encode_image(batch.images, _group_delta(delta, group_index[mine]))
+            neutral_features = image_features  # of the twin they are
         if names is None or self.conditioning.loss == "sigmoid" or not bool(plan.conditioned.any()):
             loss = self._sigmoid_loss(image_features, text_features, images=pairs[mine], texts=pairs)
         else:
@@ -121,14 +130,35 @@ class ContrastiveObjective(nn.Module):
             else:
                 images, others = _without(plan.conditioned, pairs)
                 loss = loss + self._sigmoid_loss(image_features, text_features, images=images[mine], texts=others)
+        neutral_loss = torch.zeros((), device=loss.device)
+        if weight:
+            everything = replace(pairs, group=None)
+            neutral_loss = self._sigmoid_loss(neutral_features, text_features, images=everything[mine], texts=everything)
+            loss = loss + weight * neutral_loss
         penalty = self.conditioning.delta_penalty * _squared_norm(delta, plan.conditioned)
         return ObjectiveOutput(
             loss + penalty,
             *_delta_statistics(delta, plan.conditioned),
             penalty.detach(),
+            neutral_loss.detach(),
             self.model.logit_scale.detach(),
             self.model.logit_bias.detach(),
         )
+
+    def _trains_neutral(self) -> bool:
+        """Whether features under the neutral parameters have a gradient: not while all that the twin has is frozen."""
+        return any(parameter.requires_grad for parameter in self._shared)
+
+    def _encode_twice(self, images: Tensor, delta: Tensor, group_index: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, D) features of the images under the deltas of their groups, and (B, D) under the neutral parameters.
+
+        One pass, the neutral images being one more group: the statistics of the batch are those of both halves, in the pass and
+        in what runs on of them, which then fit both ways of using the model.  Each batch moves them once.
+        """
+        deltas = torch.cat([delta, torch.zeros_like(delta[:1])])
+        groups = torch.cat([group_index, torch.full_like(group_index, len(delta))])
+        both = self.model.encode_image(torch.cat([images, images]), GroupDelta(deltas, groups))
+        return both[: len(images)], both[len(images) :]
 
     def _sigmoid_loss(self, image_features: Tensor, text_features: Tensor, *, images: PairIds, texts: PairIds) -> Tensor:
         return ring_siglip_loss(
