@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from training.config import ConditioningConfig
+from training.topics import OTHER_SETS, cut_by_topic
 
 MAX_SIZE_RATIO = 8
 """Largest over smallest group of a batch, about."""
@@ -27,6 +28,8 @@ class ConditioningPlan:
     """(G, C) bool, True at names."""
     conditioned: Tensor
     """(G,) bool, False where the condition is dropped."""
+    learned_delta: Tensor
+    """(G,) int64, which delta of the basis each set should be made of; see training/topics.py."""
 
     @property
     def num_groups(self) -> int:
@@ -48,7 +51,13 @@ def plan_conditioning(
     names, topics = name_index.cpu().numpy(), topic_ids.cpu().numpy()
     unconditioned = step < config.start_step
     num_groups = 1 if unconditioned else int(rng.choice(config.groups))
-    group_index = _cut_into_groups(topics, num_groups, coherent=bool(rng.random() < config.coherent_share), rng=rng)
+    coherent = bool(rng.random() < config.coherent_share)
+    if coherent and config.topics and not unconditioned:
+        group_index, learned_delta = cut_by_topic(topics, config.topics)
+        num_groups = len(learned_delta)
+    else:
+        group_index = _cut_into_groups(topics, num_groups, coherent=coherent, rng=rng)
+        learned_delta = np.full(num_groups, OTHER_SETS)
     conditioned = np.zeros(1, dtype=bool) if unconditioned else rng.random(num_groups) >= config.drop_share
     sets = [np.unique(names[group_index == group]) for group in range(num_groups)]
     if config.distractor_share and num_groups > 1:
@@ -63,6 +72,7 @@ def plan_conditioning(
         sets=torch.from_numpy(padded),
         mask=torch.from_numpy(mask),
         conditioned=torch.from_numpy(conditioned),
+        learned_delta=torch.from_numpy(learned_delta),
     )
 
 

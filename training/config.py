@@ -38,6 +38,12 @@ class ConditioningConfig(StrictModel):
     """Share of groups encoded under the neutral parameters; keeps them as good as the twin's."""
     coherent_share: float = Field(default=0.0, ge=0, le=1)
     """Share of batches whose groups are drawn by topic instead of at random."""
+    topics: tuple[str, ...] = ()
+    """Topics (the part of a picture's `group` before "/") of which a coherent batch makes a group each, and one more of all
+    that has none of them.  Empty: groups of any size along topics."""
+    routing_weight: NonNegativeFloat = 0.0
+    """Weight of the cross-entropy that says which learned delta of `generation.basis` a set should be made of: delta k + 1 for
+    sets of topic k of `topics`, delta 0 for any other.  Left to themselves all learned deltas begin alike and stay so."""
     distractor_share: float = Field(default=0.0, ge=0)
     """Names from other groups added to a set, as a share of its own names."""
     loss: Literal["sigmoid", "softmax"] = "sigmoid"
@@ -195,6 +201,19 @@ class TrainConfig(StrictModel):
             raise ValueError(
                 f"conditioning.neutral_weight={self.conditioning.neutral_weight} has nothing to train: freeze={self.freeze} "
                 "holds to the end. Set it to 0, or freeze_steps below num_steps"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _every_topic_has_a_delta(self) -> "TrainConfig":
+        topics, hypernetwork = self.conditioning.topics, self.architecture().hypernetwork
+        if not self.conditioning.routing_weight or hypernetwork is None:
+            return self
+        if not topics or hypernetwork.basis != len(topics) + 1:
+            raise ValueError(
+                f"conditioning.routing_weight={self.conditioning.routing_weight} needs one learned delta for each of the "
+                f"{len(topics)} conditioning.topics and one for other sets: set generation.basis, now {hypernetwork.basis}, to "
+                f"{len(topics) + 1}, and name at least one topic"
             )
         return self
 

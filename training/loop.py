@@ -120,6 +120,7 @@ def train(request: TrainRequest, *, on_metrics: OnMetrics) -> None:
                     "delta_variation": output.delta_variation.item(),
                     "delta_penalty": output.delta_penalty.item(),
                     "neutral_loss": output.neutral_loss.item(),
+                    "routing_loss": output.routing_loss.item(),
                     **interval.take(),
                     **peak_memory(rank.device),
                 }

@@ -2,8 +2,9 @@
 
     loss of an image = log sum over the names of its set of exp(scale x.y)  -  the same sum over those that are right
 
-Right are its own name and, where others of the set mean the same concept, these too.  Only groups with a condition count.  The
-names are at hand on every rank, as conditioning gathers them, so nothing travels but their gradient.
+Right are its own name and, where others of the set mean the same concept, these too.  Only groups with a condition count, each
+as much as any other, however many images it has.  The names are at hand on every rank, as conditioning gathers them, so nothing
+travels but their gradient.
 Shapes: B images of this rank, N of all, M names in sets, G groups, C names in a set, D embedding.
 """
 
@@ -24,7 +25,7 @@ def name_loss(
     texts: BatchTexts,
     concept_ids: Tensor,
 ) -> Tensor:
-    """Mean over the images of conditioned groups, of which there must be some; fp32 also under autocast.
+    """Mean over the conditioned groups, of which there must be some, of the mean over their images; fp32 also under autocast.
 
     Memory is B x M, as many values as a rank's logits.
 
@@ -47,7 +48,8 @@ def name_loss(
     with torch.autocast(image_features.device.type, enabled=False):
         logits = logit_scale * image_features.float() @ name_features.float().T
         losses = _log_sum(logits, offered) - _log_sum(logits, right)
-        return losses.sum() * (world_size() / counted.sum())
+        size = torch.bincount(group_index, minlength=plan.num_groups)  # (G,) images, of all ranks
+        return (losses / size[group_index[mine]]).sum() * (world_size() / plan.conditioned.sum())
 
 
 def _log_sum(logits: Tensor, chosen: Tensor) -> Tensor:

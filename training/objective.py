@@ -66,6 +66,9 @@ class ObjectiveOutput:
     """() what the size of the deltas added to the loss."""
     neutral_loss: Tensor
     """() of this rank's images under the neutral parameters, not yet weighted; 0 where it takes no part."""
+    routing_loss: Tensor
+    """() cross-entropy of the mixtures against the learned deltas that the sets should be made of, not yet weighted; 0 where it
+    takes no part."""
     logit_scale: Tensor
     """() under which the loss was taken; ZeRO-3 has the parameter at hand only within the forward pass."""
     logit_bias: Tensor
@@ -104,7 +107,7 @@ class ContrastiveObjective(nn.Module):
         names = None
         if self.model.hypernetwork is not None or self.conditioning.loss == "softmax":
             names = texts.mean_by_name(gather_dealt(text_features, texts.num_conditioning))  # (M, D)
-        delta = self._generate(plan, texts, names)
+        delta, routing = self._generate(plan, texts, names)
         mine = slice(rank() * len(batch.images), (rank() + 1) * len(batch.images))
         group_index = plan.group_index.to(batch.images.device)
         pairs = PairIds(texts.caption_index, samples.concept_ids, group_index if plan.num_groups > 1 else None)
@@ -137,10 +140,11 @@ class ContrastiveObjective(nn.Module):
             loss = loss + weight * neutral_loss
         penalty = self.conditioning.delta_penalty * _squared_norm(delta, plan.conditioned)
         return ObjectiveOutput(
-            loss + penalty,
+            loss + penalty + self.conditioning.routing_weight * routing,
             *_delta_statistics(delta, plan.conditioned),
             penalty.detach(),
             neutral_loss.detach(),
+            routing.detach(),
             self.model.logit_scale.detach(),
             self.model.logit_bias.detach(),
         )
@@ -176,10 +180,10 @@ class ContrastiveObjective(nn.Module):
         features = torch.cat([self.model.encode_text(cut_to_longest(tokens[rows])) for rows in buckets])
         return features[torch.argsort(torch.cat(buckets))]
 
-    def _generate(self, plan: ConditioningPlan, texts: BatchTexts, names: Tensor | None) -> Tensor | None:
-        """(M, D) -> (G, P), zero rows where the condition is dropped; None for the twin."""
+    def _generate(self, plan: ConditioningPlan, texts: BatchTexts, names: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        """(M, D) -> (G, P), zero rows where the condition is dropped; None for the twin.  And () the routing loss."""
         if self.model.hypernetwork is None or names is None:
-            return None
+            return None, torch.zeros(())
         mask = None if bool(plan.mask.all()) else deal(plan.mask).to(names.device)
         sets = texts.number[plan.sets.to(names.device)]
         hypernetwork, conditioned = self.model.hypernetwork, plan.conditioned.to(names.device)
@@ -189,7 +193,8 @@ class ContrastiveObjective(nn.Module):
         if self.training:
             hypernetwork.follow(code[conditioned])
         # multiplied, not skipped: every parameter takes part in every step, which data-parallel reduction relies on
-        return delta * conditioned[:, None]
+        routing = _routing_loss(code, plan) if self.conditioning.routing_weight else torch.zeros((), device=code.device)
+        return delta * conditioned[:, None], routing
 
 
 @dataclass(frozen=True)
@@ -239,6 +244,13 @@ def _squared_norm(delta: Tensor | None, conditioned: Tensor) -> Tensor:
     if delta is None or not bool(conditioned.any()):
         return torch.zeros((), device=None if delta is None else delta.device)
     return delta.float().square().sum() / conditioned.sum().to(delta.device)  # rows of the others are zero
+
+
+def _routing_loss(code: Tensor, plan: ConditioningPlan) -> Tensor:
+    """() mean over the conditioned sets, the same on every rank; (G, K) mixtures."""
+    conditioned = plan.conditioned.to(code.device)
+    share = code.float().gather(1, plan.learned_delta.to(code.device)[:, None])[:, 0].clamp_min(1e-9)  # (G,)
+    return -(share.log() * conditioned).sum() / conditioned.sum().clamp_min(1)
 
 
 def _delta_statistics(delta: Tensor | None, conditioned: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,6 @@ A picture whose bytes are those that were stored but that does not decode is rep
 run.
 """
 
-import hashlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from training.config import TrainConfig
 from training.order import BatchPlan
 from training.shard_reader import ShardReader
 from training.tokenizer import Tokenizer
+from training.topics import stable_id, topic_id
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +68,8 @@ class TrainingSamples(Dataset[int]):
         captions = [self._caption(candidate) for candidate in used]
         tokens = Tokenizer().padded([*captions, *(record.captions[0] for record in records)]).numpy()
         batch["caption_tokens"][:], batch["name_tokens"][:] = np.split(tokens, 2)
-        batch["concept_ids"][:] = [_stable_id(record.concept or f"uid:{record.uid}") for record in records]
-        batch["topic_ids"][:] = [_stable_id(record.group or "") for record in records]
+        batch["concept_ids"][:] = [stable_id(record.concept or f"uid:{record.uid}") for record in records]
+        batch["topic_ids"][:] = [topic_id(record.group) for record in records]
         batch["sample_index"][:] = [candidate.sample for candidate in used]
         batch["replaced"][:] = batch["sample_index"] != plan.samples
 
@@ -114,8 +114,3 @@ class _Candidate(NamedTuple):
     stored: tuple[bytes, SampleRecord]
     rng: np.random.Generator
     """For everything that is random about it: the picture first, then the caption."""
-
-
-def _stable_id(text: str) -> int:
-    """The same int64 in every process and run, unlike hash()."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)

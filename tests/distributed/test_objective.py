@@ -13,6 +13,7 @@ from training.config import ConditioningConfig
 from training.model.hyperclip import HyperClip
 from training.objective import ContrastiveObjective, LocalBatch
 from training.tokenizer import Tokenizer
+from training.topics import topic_id
 
 BATCH = 12
 NAMES = ["cat", "red apple", "castle on a hill", "dog", "small boat"]
@@ -27,7 +28,7 @@ def global_batch() -> LocalBatch:
         caption_tokens=Tokenizer().padded(captions),
         name_tokens=Tokenizer().padded(names),
         concept_ids=torch.arange(BATCH) % len(NAMES),
-        topic_ids=torch.arange(BATCH) % 3,
+        topic_ids=torch.tensor([topic_id("abc"[i % 3]) for i in range(BATCH)]),
         sample_index=torch.arange(BATCH),
         replaced=torch.zeros(BATCH, dtype=torch.bool),
     )
@@ -36,6 +37,7 @@ def global_batch() -> LocalBatch:
 CASES: dict[str, dict[str, Any]] = {
     "one group": {"groups": (1,)},
     "four groups": {"groups": (4,), "delta_penalty": 0.01},
+    "topics": {"topics": ("a", "b"), "coherent_share": 1, "loss": "softmax", "routing_weight": 0.5},
     "choosing names": {"groups": (4,), "loss": "softmax", "distractor_share": 0.5},
 }
 

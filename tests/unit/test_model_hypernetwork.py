@@ -63,8 +63,8 @@ def test_a_delta_of_a_basis_is_a_mixture_of_its_deltas() -> None:
     code = network.code(names(3, 10))
     assert code.shape == (3, 6) and bool((code > 0).all())
     assert_close(code.sum(dim=1), torch.ones(3))
-    assert_close(network(names(3, 10)), code @ network.output.weight.T)
-    assert network.output.bias is None and network.output.weight.shape == (50, 6)
+    assert_close(network(names(3, 10)), code @ network.output.weight.T + network.output.bias)
+    assert network.output.weight.shape == (50, 6)
     with pytest.raises(ValueError, match="basis=1: there must be at least two"):
         hypernetwork(basis=1)
 

@@ -40,7 +40,7 @@ def feature_of_name(model: HyperClip, name: str) -> Tensor:
 
 
 def written_out(model: HyperClip, plan: ConditioningPlan, names: list[str]) -> Tensor:
-    """Softmax of images of conditioned groups, mean over these; sigmoid of the others, as a share of the batch."""
+    """Softmax of images of conditioned groups, mean over the groups; sigmoid of the others, as a share of the batch."""
     feature = {name: feature_of_name(model, name) for name in names}
     images, captions = batch().images, model.encode_text(batch().caption_tokens)
     choices, pairs = [], torch.zeros(())
@@ -60,10 +60,12 @@ def written_out(model: HyperClip, plan: ConditioningPlan, names: list[str]) -> T
                 positive=own[:, None] == own,
             )
             continue
+        losses = []
         for i in members:
             chances = (model.logit_scale * condition @ encoded[i]).softmax(0)
             right = torch.tensor([CONCEPT[name] == CONCEPT[NAME_OF[i]] for name in offered])
-            choices.append(-chances[right].sum().log())
+            losses.append(-chances[right].sum().log())
+        choices.append(torch.stack(losses).mean())
     return torch.stack(choices).mean() + pairs
 
 

@@ -19,6 +19,7 @@ from infra import images
 from infra.config import StrictModel
 from infra.errors import BadInputError
 from training.preprocess import PreprocessConfig, centre_square
+from training.topics import topic_of
 
 NO_CLASS = -1
 OBJECT = "object"
@@ -102,7 +103,7 @@ def object_reading(
     for key, caption in zip(keys, clean, strict=True):
         called.setdefault(key, Counter())[caption] += 1
     name_of = {key: found.most_common(1)[0][0] for key, found in called.items()}  # of equals the first
-    return _reading(OBJECT, [name_of[key] for key in keys], [_topic(group) for group in groups])
+    return _reading(OBJECT, [name_of[key] for key in keys], [topic_of(group) for group in groups])
 
 
 def further_reading(name: str, values: Sequence[str | None], renamed: Mapping[str, str]) -> Reading:
@@ -121,11 +122,6 @@ def _reading(name: str, name_of_picture: Sequence[str | None], topic_of_picture:
             topics[number][topic] += 1
     most = tuple(found.most_common(1)[0][0] if found else None for found in topics)
     return Reading(name=name, names=names, class_of_picture=np.array(classes, dtype=np.int64), topic_of_class=most)
-
-
-def _topic(group: str | None) -> str | None:
-    topic = (group or "").partition("/")[0].strip()
-    return topic if topic.strip("?") else None  # "?/?" is how some sets say that they do not know
 
 
 def decoded(pictures: EvaluationSet, config: PreprocessConfig) -> np.ndarray:

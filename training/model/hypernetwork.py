@@ -6,7 +6,8 @@ after HyperCLIP (arXiv 2412.16777), with two changes: it generates *deltas* to l
 zero, so that at step 0 the model is its SigLIP twin.  No part of it knows an order, so the order of the names changes nothing
 beyond rounding.
 
-Two options, alone or together.  A *basis*: the code is a softmax over K learned deltas, and the delta their mixture.  *Zero
+Two options, alone or together.  A *basis*: the code is a softmax over K learned deltas, and the delta their mixture, with
+one more, the bias, that all sets share, so that each of the K has to learn only what is its own.  *Zero
 mean*: a running mean of the code over the label sets of training is taken from it before the last layer, which has no bias.  As
 that layer is linear, so is the mean taken from the delta; and unlike a mean taken from the delta itself, it leaves the last
 layer no gradient along a constant delta, which the base parameters should learn and the neutral ones with them.
@@ -62,7 +63,7 @@ class Hypernetwork(nn.Module):
         self.mix = nn.Linear(config.bottleneck, config.basis) if config.basis else None
         if self.mix is not None:
             nn.init.normal_(self.mix.weight, std=2 * config.bottleneck**-0.5)  # or all K would begin with the same gradient
-        self.output = nn.Linear(code_size, num_values, bias=not (config.basis or config.zero_mean))
+        self.output = nn.Linear(code_size, num_values, bias=not config.zero_mean)
         nn.init.zeros_(self.output.weight)
         if self.output.bias is not None:
             nn.init.zeros_(self.output.bias)
