@@ -14,8 +14,11 @@ class GenerationConfig(StrictModel):
     """What the hypernetwork generates; what is absent stays as the registry's model has it."""
 
     generates: tuple[Kind, ...] | None = Field(default=None, min_length=1)
-    """Some of norm (scale and bias, the paper's choice), pointwise (low-rank deltas of the 1x1 convolutions) and projection
-    (one of the projection to the embedding)."""
+    """Some of norm (scale and bias, the paper's choice), convolution (low-rank deltas of the convolutions over more than one
+    pixel, grouped and depthwise ones excepted), pointwise (those of the 1x1 convolutions) and projection (one of the projection
+    to the embedding)."""
+    convolution_rank: PositiveInt | None = None
+    """So many values a task for each channel that a convolution over more than one pixel writes."""
     pointwise_rank: PositiveInt | None = None
     """So many values a task for each channel that a 1x1 convolution writes."""
     pointwise_stages: PositiveInt | None = None

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from training.model.generated_norm import GeneratedBatchNorm2d, GeneratedNorm
 from training.model.image_encoder import ImageEncoder
-from training.model.low_rank import GeneratedLinear, GeneratedPointwise
+from training.model.low_rank import GeneratedConvolution, GeneratedLinear
 
 _FOLDABLE = ("Conv2d", "Conv2dSame")
 """By name: other subclasses (weight standardization, mixtures) compute their weights and would undo the folding."""
@@ -61,7 +61,7 @@ def fold_image_encoder(encoder: ImageEncoder, delta: Tensor) -> nn.Module:
     parts = copied.layout.split(delta.detach().to(next(copied.parameters()).device).double())
     projection = copied.projection
     for name, layer in copied.generated.items():
-        if isinstance(layer, GeneratedPointwise):
+        if isinstance(layer, GeneratedConvolution):
             _replace(copied.trunk, name, layer.plain(parts[f"{name}.write"]))
         elif isinstance(layer, GeneratedLinear):
             projection = layer.plain(parts[f"{name}.write"])

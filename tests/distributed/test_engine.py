@@ -31,7 +31,7 @@ ORIGIN = "fp32-0-1"
 """The run on one process without ZeRO: the reference, and the checkpoint that all others load."""
 VARIANTS: dict[str, dict[str, Any]] = {"fp32": {}, "bf16": {"precision": "bf16"}, "recomputed": {"recompute_activations": True}}
 VARIANTS["two-stages"] = {
-    "generation": {"generates": ["norm", "pointwise", "projection"], "basis": 4, "zero_mean": True},
+    "generation": {"generates": ["norm", "convolution", "pointwise", "projection"], "basis": 4, "zero_mean": True},
     "freeze": ["image_trunk", "text_encoder", "logit"],
     "freeze_steps": 1,
     "unfrozen_lr_scale": 0.5,

@@ -3,6 +3,7 @@
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from training.preprocess import PreprocessConfig
 LABELS = ["cat", "dog", "großer Käse", "a red bicycle"]
 
 
-KINDS: list[tuple[Kind, ...]] = [("norm",), ("pointwise",), ("projection",), ("norm", "pointwise", "projection")]
+KINDS: list[tuple[Kind, ...]] = [*((kind,) for kind in get_args(Kind)), get_args(Kind)]
 """Each kind of generated parameters alone, and all together."""
 
 

@@ -19,7 +19,7 @@ from training.model.parameter_delta import GroupDelta
 from training.model.registry import siglip_twin
 from training.schedule import rate_of_step
 
-ALL: tuple[Kind, ...] = ("norm", "pointwise", "projection")
+ALL: tuple[Kind, ...] = ("norm", "convolution", "pointwise", "projection")
 
 
 def test_a_hyperclip_started_from_its_twin_is_the_twin(tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.model.generated_norm import GeneratedNorm, wrap_norms
-from training.model.low_rank import GeneratedLinear, wrap_pointwise
+from training.model.low_rank import GeneratedLinear, wrap_pointwise, wrap_spatial
 from training.model.parameter_delta import GeneratedLayer, GroupDelta, parameter_layout, set_delta
 
-Kind = Literal["norm", "pointwise", "projection"]
-"""What can be generated: scale and bias of the norms; low-rank deltas of the 1x1 convolutions; one of the projection."""
+Kind = Literal["norm", "convolution", "pointwise", "projection"]
+"""What can be generated: scale and bias of the norms; low-rank deltas of the convolutions over more than one pixel and of those
+over one; one of the projection."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class ImageEncoderConfig:
     """D."""
     generates: tuple[Kind, ...] = ("norm",)
     """What a delta holds."""
+    convolution_rank: int = 4
+    """Rank of the delta of each convolution over more than one pixel: so many values a task for each of its output channels."""
     pointwise_rank: int = 4
     """Rank of the delta of each 1x1 convolution: so many values a task for each of its output channels."""
     pointwise_stages: int | None = None
@@ -41,8 +44,9 @@ class ImageEncoderConfig:
         unknown = [kind for kind in self.generates if kind not in get_args(Kind)]
         if unknown or not self.generates or len(set(self.generates)) != len(self.generates):
             raise ValueError(f"generates={self.generates}: name some of {', '.join(get_args(Kind))}, each once")
-        if min(self.pointwise_rank, self.projection_rank) < 1:
-            raise ValueError(f"ranks must be positive: {self.pointwise_rank=}, {self.projection_rank=}")
+        ranks = {name: getattr(self, f"{name}_rank") for name in ("convolution", "pointwise", "projection")}
+        if min(ranks.values()) < 1:
+            raise ValueError(f"ranks must be positive: {', '.join(f'{name}_rank={rank}' for name, rank in ranks.items())}")
 
 
 class ImageEncoder(nn.Module):
@@ -65,6 +69,8 @@ class ImageEncoder(nn.Module):
         self._by_kind: dict[Kind, dict[str, GeneratedLayer]] = {}
         if "norm" in config.generates:
             self._by_kind["norm"] = dict(self._norms)
+        if "convolution" in config.generates:
+            self._by_kind["convolution"] = dict(wrap_spatial(self.trunk, rank=config.convolution_rank, generator=generator))
         if "pointwise" in config.generates:
             rank, last_stages = config.pointwise_rank, config.pointwise_stages
             self._by_kind["pointwise"] = dict(

@@ -1,7 +1,7 @@
 """Generated parameters as a named, ordered set of vectors, and what the layers that apply them have in common.
 
 Everything that makes, applies, stores or folds a delta goes through `ParameterLayout`, so what is generated (norms, projection,
-pointwise convolutions) is a matter of the image encoder alone: serving and export see P values.
+convolutions) is a matter of the image encoder alone: serving and export see P values.
 Shapes: G conditioning groups, P generated values in all, B images.
 """
 
