@@ -15,7 +15,7 @@ from tests.unit.model_helpers import make_bundle, random_images, trained_like
 from training.bundle import load_bundle, save_bundle
 from training.model.hyperclip import HyperClip
 from training.model.parameter_delta import GroupDelta
-from training.model.registry import hyperclip_test, siglip_twin
+from training.model.registry import hyperclip_test, model_config, siglip_twin
 from training.preprocess import PreprocessConfig
 from training.tokenizer import Tokenizer
 
@@ -61,6 +61,24 @@ def test_the_same_model_has_the_same_digest(saved: Path, tmp_path: Path) -> None
 def test_a_twin_can_be_bundled(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "twin", siglip_twin(hyperclip_test()))
     assert bundle.model.hypernetwork is None
+
+
+def test_a_trunk_of_other_sizes_comes_back(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", model_config("hyperclip_nano"))
+    assert bundle.model.config == model_config("hyperclip_nano")
+    assert json.loads((tmp_path / "bundle" / "config.json").read_text())["model"]["image"]["trunk_options"] == {
+        "channels": [4, 8, 12, 24]
+    }
+
+
+@pytest.mark.parametrize("options", [{"pretrained": True}, {"checkpoint_path": "/tmp/x"}, {"channels": ["/tmp/x"]}], ids=str)
+def test_a_bundle_can_pass_nothing_but_sizes_to_timm(copied: Path, options: dict[str, object]) -> None:
+    config = json.loads((copied / "config.json").read_text())
+    config["model"]["image"]["trunk_options"] = options
+    (copied / "config.json").write_text(json.dumps(config))
+    reseal(copied)
+    with pytest.raises(CorruptArtefactError, match=f"trunk_options=.*{next(iter(options))}"):
+        load_bundle(copied)
 
 
 def test_saving_leaves_a_model_in_training(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 Shapes: B images, H W pixels, F trunk features, D embedding, G conditioning groups, P generated values.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
@@ -17,6 +18,10 @@ from training.model.parameter_delta import GeneratedLayer, GroupDelta, parameter
 Kind = Literal["norm", "convolution", "pointwise", "projection"]
 """What can be generated: scale and bias of the norms; low-rank deltas of the convolutions over more than one pixel and of those
 over one; one of the projection."""
+
+TRUNK_OPTIONS: dict[str, type] = {"channels": tuple, "layers": tuple, "stem_width": int}
+"""What a configuration may pass on to timm: sizes, and nothing else.  Configurations come with bundles, and other options of
+timm name weights and places to get them from."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,12 @@ class ImageEncoderConfig:
     """Only the 1x1 convolutions of the last so many stages (resolutions) of the trunk; None for all."""
     projection_rank: int = 16
     """Rank of the projection's delta: D times so many values a task."""
+    trunk_options: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
+    """Sizes that make the trunk another than timm's, of those in `TRUNK_OPTIONS`: e.g. the `channels` of a ResNet's stages."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError when what is generated is nothing, unknown or named twice, or a rank is not positive."""
+        """Raises ValueError when what is generated is nothing, unknown or named twice, or a rank or trunk option is no size."""
+        object.__setattr__(self, "trunk_options", _checked_trunk_options(self.trunk_options))
         object.__setattr__(self, "generates", tuple(self.generates))  # JSON has lists
         unknown = [kind for kind in self.generates if kind not in get_args(Kind)]
         if unknown or not self.generates or len(set(self.generates)) != len(self.generates):
@@ -55,12 +63,9 @@ class ImageEncoder(nn.Module):
     def __init__(self, config: ImageEncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.trunk = _create_trunk(config.trunk)
+        self.trunk, features = _create_trunk(config)
         self._norms = wrap_norms(self.trunk)
         self._recomputes = False
-        with torch.no_grad():
-            features = self.trunk.eval()(torch.zeros(1, 3, config.image_size, config.image_size)).shape[-1]
-        self.trunk.train()
         projection = nn.Linear(features, config.embed_dim, bias=False)
         nn.init.normal_(projection.weight, std=features**-0.5)
         self.projection: nn.Linear | GeneratedLinear = projection
@@ -138,14 +143,43 @@ class ImageEncoder(nn.Module):
         set_delta(self._generated, self.layout, delta)
 
 
-def _create_trunk(name: str) -> nn.Module:
+def _create_trunk(config: ImageEncoderConfig) -> tuple[nn.Module, int]:
+    """The network as timm makes it, and F."""
     _repair_torchvision_import()
     import timm
 
+    name, options = config.trunk, dict(config.trunk_options)
     if name not in timm.list_models():
         raise ValueError(f"timm has no network {name!r}; see timm.list_models()")
-    trunk: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
-    return trunk
+    try:
+        trunk: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **options)
+        with torch.no_grad():
+            features = trunk.eval()(torch.zeros(1, 3, config.image_size, config.image_size)).shape[-1]
+    except Exception as error:  # timm checks few of its options; others fail somewhere in its arithmetic, or when called
+        if not options:
+            raise
+        raise ValueError(f"timm cannot build {name} with trunk_options={options}: {error}") from error
+    return trunk.train(), features
+
+
+def _checked_trunk_options(options: Any) -> dict[str, int | tuple[int, ...]]:
+    """The options as timm takes them: lists, which JSON has, as tuples.
+
+    Raises:
+        ValueError: no mapping, an unknown key, or a value of another kind; the message names it.
+    """
+    if not isinstance(options, Mapping):
+        raise ValueError(f"trunk_options={options!r} is no mapping")
+    checked = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    for key, value in checked.items():
+        sizes = value if isinstance(value, tuple) else (value,)
+        # exact types: True is an int as well
+        if type(value) is not TRUNK_OPTIONS.get(key) or not sizes or not all(type(size) is int and size > 0 for size in sizes):
+            allowed = ", ".join(
+                f"{name} ({'list of sizes' if kind is tuple else 'size'})" for name, kind in TRUNK_OPTIONS.items()
+            )
+            raise ValueError(f"trunk_options={dict(options)}: {key!r} is not allowed, or not so; there are {allowed}")
+    return checked
 
 
 _kept_alive: list[object] = []

@@ -1,11 +1,11 @@
 """The models by name.  Each HyperCLIP has a SigLIP twin: the same encoders, no hypernetwork."""
 
-from collections.abc import Callable
 from dataclasses import replace
+from typing import get_args
 
 from training.model.hyperclip import HyperClipConfig
 from training.model.hypernetwork import HypernetworkConfig
-from training.model.image_encoder import ImageEncoderConfig
+from training.model.image_encoder import ImageEncoderConfig, Kind
 from training.model.text_encoder import TextEncoderConfig
 
 
@@ -32,6 +32,26 @@ def hyperclip_quickstart() -> HyperClipConfig:
     )
 
 
+def hyperclip_micro() -> HyperClipConfig:
+    """An image encoder of 97,472 parameters: for devices where the quickstart's 385,000 are too many.
+
+    So few parameters serve every set of names badly; what pays is to change the convolutions themselves, not the norms alone.
+    """
+    return _tiny("hyperclip_micro", channels=(8, 16, 24, 48))
+
+
+def hyperclip_nano() -> HyperClipConfig:
+    """The same with 32,376 parameters, most of them in the stem."""
+    return _tiny("hyperclip_nano", channels=(4, 8, 12, 24))
+
+
+def _tiny(name: str, *, channels: tuple[int, int, int, int]) -> HyperClipConfig:
+    """The quickstart with a narrower trunk, of which everything is generated that can be."""
+    quickstart = hyperclip_quickstart()
+    image = replace(quickstart.image, trunk_options={"channels": channels}, generates=get_args(Kind))
+    return replace(quickstart, name=name, image=image)
+
+
 def hyperclip_b0() -> HyperClipConfig:
     """The paper's scale: EfficientNet-B0 and the CLIP text tower."""
     return HyperClipConfig(
@@ -48,13 +68,10 @@ def siglip_twin(config: HyperClipConfig) -> HyperClipConfig:
     return replace(config, name=config.name.replace("hyperclip", "siglip"), image=image, hypernetwork=None)
 
 
-MODELS: dict[str, Callable[[], HyperClipConfig]] = {
-    "hyperclip_test": hyperclip_test,
-    "hyperclip_quickstart": hyperclip_quickstart,
-    "hyperclip_b0": hyperclip_b0,
-    "siglip_test": lambda: siglip_twin(hyperclip_test()),
-    "siglip_quickstart": lambda: siglip_twin(hyperclip_quickstart()),
-    "siglip_b0": lambda: siglip_twin(hyperclip_b0()),
+MODELS: dict[str, HyperClipConfig] = {
+    config.name: config
+    for hyperclip in (hyperclip_test(), hyperclip_nano(), hyperclip_micro(), hyperclip_quickstart(), hyperclip_b0())
+    for config in (hyperclip, siglip_twin(hyperclip))
 }
 
 
@@ -66,4 +83,4 @@ def model_config(name: str) -> HyperClipConfig:
     """
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; available: {', '.join(sorted(MODELS))}")
-    return MODELS[name]()
+    return MODELS[name]
