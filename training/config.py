@@ -37,7 +37,16 @@ class ConditioningConfig(StrictModel):
     drop_share: float = Field(default=0.1, ge=0, le=1)
     """Share of groups encoded under the neutral parameters; keeps them as good as the twin's."""
     coherent_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of batches whose groups are drawn by topic instead of at random."""
+    """Share of batches whose groups are drawn by topic, or as `coherence` says, instead of at random."""
+    coherence: Literal["topic", "neighbours"] = "topic"
+    """What the names of such a group have in common.  topic: the group that the data gives them.  neighbours: they are near
+    each other in text space by the model's own text features, whatever data says of topics; groups grow around names drawn at
+    random.  For a text encoder that knows something already: start from a twin, or set `start_step`."""
+    max_similarity: float = Field(default=0.95, gt=0, le=1)
+    """With `coherence: neighbours`, names with a cosine above this are likely to mean the same, so they are kept out of each
+    other's groups and sets; where a name then fits nowhere it goes where there is room."""
+    coherent_ramp_steps: NonNegativeInt = 0
+    """Steps after `start_step` over which the share of coherent batches grows from 0 to `coherent_share`."""
     topics: tuple[str, ...] = ()
     """Topics (the part of a picture's `group` before "/") of which a coherent batch makes a group each, and one more of all
     that has none of them.  Empty: groups of any size along topics."""
@@ -59,6 +68,17 @@ class ConditioningConfig(StrictModel):
     the loss anyway."""
     delta_penalty: NonNegativeFloat = 0.0
     """What the squared norm of a generated delta, the mean over the sets of a batch, is multiplied by and added to the loss."""
+
+    def coherent_share_at(self, step: int) -> float:
+        """Share of coherent batches at an optimizer step."""
+        if step < self.start_step:
+            return 0.0
+        ramp = (step - self.start_step) / self.coherent_ramp_steps if self.coherent_ramp_steps else 1.0
+        return self.coherent_share * min(1.0, ramp)
+
+    def plans_by_features(self, step: int) -> bool:
+        """Whether the groups of a step may depend on the features of names."""
+        return self.coherence == "neighbours" and max(self.groups) > 1 and self.coherent_share_at(step) > 0
 
 
 class OptimizerConfig(StrictModel):
@@ -206,6 +226,8 @@ class TrainConfig(StrictModel):
 
     @model_validator(mode="after")
     def _every_topic_has_a_delta(self) -> "TrainConfig":
+        if self.conditioning.topics and self.conditioning.coherence == "neighbours":
+            raise ValueError("conditioning.topics says which topics make groups, coherence=neighbours that none do: leave one out")
         topics, hypernetwork = self.conditioning.topics, self.architecture().hypernetwork
         if not self.conditioning.routing_weight or hypernetwork is None:
             return self

@@ -31,6 +31,16 @@ def gather_values(values: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def from_first_rank(values: Tensor) -> Tensor:
+    """The first rank's values on every rank, without gradient: for what must be equal to the bit to be agreed on."""
+    values = values.detach()
+    if world_size() == 1:
+        return values
+    values = values.clone(memory_format=torch.contiguous_format)
+    dist.broadcast(values, src=0)
+    return values
+
+
 def dealt_share(num_rows: int) -> int:
     """S: how many rows each rank holds when `num_rows` are dealt."""
     return -(-num_rows // world_size())

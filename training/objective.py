@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from training.batch_texts import BatchTexts, arrange_texts
 from training.conditioning import ConditioningPlan, plan_conditioning
 from training.config import ConditioningConfig
-from training.exchange import deal, gather_dealt, gather_values, rank
+from training.exchange import deal, from_first_rank, gather_dealt, gather_values, rank
 from training.freezing import is_of_deltas
 from training.loss import PairIds
 from training.model.hyperclip import HyperClip
@@ -92,21 +92,20 @@ class ContrastiveObjective(nn.Module):
 
     def _forward(self, batch: LocalBatch, *, step: int, batch_number: int) -> ObjectiveOutput:
         samples = _gather_samples(batch)
-        plan = plan_conditioning(
-            self.conditioning,
-            step=step,
-            batch_number=batch_number,
-            seed=self.seed,
-            name_index=samples.name_index,
-            topic_ids=samples.topic_ids,
-        )
+        # groups by features are known after the texts are encoded, so any name may turn out to be in a set
+        plan = None if self.conditioning.plans_by_features(step) else self._plan(samples, step, batch_number)
         texts = arrange_texts(
-            samples.captions, caption_index=samples.caption_index, name_index=samples.name_index, used=plan.sets
+            samples.captions,
+            caption_index=samples.caption_index,
+            name_index=samples.name_index,
+            used=samples.name_index if plan is None else plan.sets,
         )
         text_features = self._encode_texts(deal(texts.tokens))  # (S, D)
         names = None
-        if self.model.hypernetwork is not None or self.conditioning.loss == "softmax":
+        if plan is None or self.model.hypernetwork is not None or self.conditioning.loss == "softmax":
             names = texts.mean_by_name(gather_dealt(text_features, texts.num_conditioning))  # (M, D)
+        if plan is None:
+            plan = self._plan(samples, step, batch_number, names)
         delta, routing = self._generate(plan, texts, names)
         mine = slice(rank() * len(batch.images), (rank() + 1) * len(batch.images))
         group_index = plan.group_index.to(batch.images.device)
@@ -117,26 +116,20 @@ class ContrastiveObjective(nn.Module):
         else:
             image_features = self.model.encode_image(batch.images, _group_delta(delta, group_index[mine]))
             neutral_features = image_features  # of the twin they are
-        if names is None or self.conditioning.loss == "sigmoid" or not bool(plan.conditioned.any()):
-            loss = self._sigmoid_loss(image_features, text_features, images=pairs[mine], texts=pairs)
-        else:
-            loss = name_loss(
-                image_features,
-                names,
-                logit_scale=self.model.logit_scale,
-                plan=plan,
-                texts=texts,
-                concept_ids=samples.concept_ids,
-            )
+        if names is not None and self.conditioning.loss == "softmax" and bool(plan.conditioned.any()):
+            scale, concept_ids = self.model.logit_scale, samples.concept_ids
+            loss = name_loss(image_features, names, logit_scale=scale, plan=plan, texts=texts, concept_ids=concept_ids)
             if bool(plan.conditioned.all()):
                 loss = loss + 0 * self.model.logit_bias  # every parameter takes part in every step
             else:
                 images, others = _without(plan.conditioned, pairs)
-                loss = loss + self._sigmoid_loss(image_features, text_features, images=images[mine], texts=others)
-        neutral_loss = torch.zeros((), device=loss.device)
+                loss = loss + self._sigmoid_loss(image_features, text_features, images[mine], others)
+        else:
+            loss = self._sigmoid_loss(image_features, text_features, pairs[mine], pairs)
+        neutral_loss = torch.zeros_like(loss)
         if weight:
             everything = replace(pairs, group=None)
-            neutral_loss = self._sigmoid_loss(neutral_features, text_features, images=everything[mine], texts=everything)
+            neutral_loss = self._sigmoid_loss(neutral_features, text_features, everything[mine], everything)
             loss = loss + weight * neutral_loss
         penalty = self.conditioning.delta_penalty * _squared_norm(delta, plan.conditioned)
         return ObjectiveOutput(
@@ -147,6 +140,17 @@ class ContrastiveObjective(nn.Module):
             routing.detach(),
             self.model.logit_scale.detach(),
             self.model.logit_bias.detach(),
+        )
+
+    def _plan(self, samples: "_Samples", step: int, batch_number: int, names: Tensor | None = None) -> ConditioningPlan:
+        return plan_conditioning(
+            self.conditioning,
+            step=step,
+            batch_number=batch_number,
+            seed=self.seed,
+            name_index=samples.name_index,
+            topic_ids=samples.topic_ids,
+            name_features=None if names is None else from_first_rank(names),
         )
 
     def _trains_neutral(self) -> bool:
@@ -164,7 +168,7 @@ class ContrastiveObjective(nn.Module):
         both = self.model.encode_image(torch.cat([images, images]), GroupDelta(deltas, groups))
         return both[: len(images)], both[len(images) :]
 
-    def _sigmoid_loss(self, image_features: Tensor, text_features: Tensor, *, images: PairIds, texts: PairIds) -> Tensor:
+    def _sigmoid_loss(self, image_features: Tensor, text_features: Tensor, images: PairIds, texts: PairIds) -> Tensor:
         return ring_siglip_loss(
             image_features,
             text_features,

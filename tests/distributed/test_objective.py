@@ -38,7 +38,14 @@ CASES: dict[str, dict[str, Any]] = {
     "one group": {"groups": (1,)},
     "four groups": {"groups": (4,), "delta_penalty": 0.01},
     "topics": {"topics": ("a", "b"), "coherent_share": 1, "loss": "softmax", "routing_weight": 0.5},
-    "choosing names": {"groups": (4,), "loss": "softmax", "distractor_share": 0.5},
+    "everything else": {
+        "groups": (4,),
+        "loss": "softmax",
+        "distractor_share": 0.5,
+        "neutral_weight": 0.5,
+        "coherent_share": 1.0,
+        "coherence": "neighbours",
+    },
 }
 
 
@@ -55,7 +62,7 @@ def loss_and_gradients(rank: int, world_size: int, case: str) -> dict[str, torch
     local = LocalBatch(**{name: value[rank * share :][:share] for name, value in vars(global_batch()).items()})
     output = objective(local, step=0, batch_number=2)
     output.loss.backward()
-    found = {"loss": output.loss.detach(), "penalty": output.delta_penalty} | {
+    found = {"loss": output.loss.detach(), "penalty": output.delta_penalty, "neutral": output.neutral_loss} | {
         f"grad.{name}": parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None
     }
     if world_size > 1:
@@ -76,7 +83,7 @@ def _worker(rank: int, world_size: int, case: str, folder: str) -> None:
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    ("case", "world_size"), [("one group", 2), ("one group", 3), ("four groups", 2), ("four groups", 3), ("choosing names", 2)]
+    ("case", "world_size"), [("one group", 2), ("one group", 3), ("four groups", 2), ("four groups", 3), ("everything else", 2)]
 )
 def test_ranks_agree_with_one_process(case: str, world_size: int, tmp_path: Path) -> None:
     expected = loss_and_gradients(0, 1, case)
@@ -86,6 +93,8 @@ def test_ranks_agree_with_one_process(case: str, world_size: int, tmp_path: Path
     if case == "four groups":  # the one group of this batch number has its condition dropped
         assert expected["penalty"] > 1e-3
         assert torch.count_nonzero(expected["buffer.hypernetwork.code_mean"]) == 6
+    if case == "everything else":
+        assert expected["neutral"] > 0.1
     for name, value in expected.items():
         # fp32 sums in another order, through some ten normalizations by batch statistics
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5 * max(1.0, value.abs().max().item()), msg=name)
