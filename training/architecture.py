@@ -29,6 +29,9 @@ class GenerationConfig(StrictModel):
     """Number of learned deltas that a set of names mixes, instead of a linear map to a delta of its own."""
     zero_mean: bool | None = None
     """Whether deltas have zero mean over the label sets of training, so that the neutral parameters are the average."""
+    tokens: PositiveInt | None = None
+    """A control: the hypernetwork reads so many learned tokens instead of the names, so that one delta serves all label sets.
+    As many as a set has names in evaluation; what this gains over the twin is capacity, not specialization."""
 
 
 def architecture(name: str, generation: GenerationConfig) -> HyperClipConfig:
@@ -43,5 +46,5 @@ def architecture(name: str, generation: GenerationConfig) -> HyperClipConfig:
         return config
     if config.hypernetwork is None:
         raise ValueError(f"generation sets {', '.join(changes)}, but {name} has no hypernetwork that could generate anything")
-    ours = {key: changes.pop(key) for key in ("basis", "zero_mean") if key in changes}
+    ours = {key: changes.pop(key) for key in ("basis", "zero_mean", "tokens") if key in changes}
     return replace(config, image=replace(config.image, **changes), hypernetwork=replace(config.hypernetwork, **ours))

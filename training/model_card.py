@@ -16,6 +16,9 @@ tags: [hyperclip, zero-shot, edge]
 {% if model.hypernetwork %}
 A small image encoder, a text encoder, and a hypernetwork that turns a list of class names into parameters of the image encoder
 (HyperCLIP, arXiv 2412.16777): {{ model.image.generates | join(", ") }}.  Give it class names, get a zero-shot classifier.
+{% if model.hypernetwork.tokens %}
+A control: its hypernetwork reads {{ model.hypernetwork.tokens }} learned tokens, not the names, so nothing is specialized.
+{% endif %}
 {% else %}
 A small image encoder and a text encoder (SigLIP): the twin of a HyperCLIP, which generates nothing.
 {% endif %}

@@ -11,6 +11,9 @@ one more, the bias, that all sets share, so that each of the K has to learn only
 mean*: a running mean of the code over the label sets of training is taken from it before the last layer, which has no bias.  As
 that layer is linear, so is the mean taken from the delta; and unlike a mean taken from the delta itself, it leaves the last
 layer no gradient along a constant delta, which the base parameters should learn and the neutral ones with them.
+
+And a control: *tokens* of its own that it reads instead of the names.  Then the delta is the same for every set, and what a
+model gains by it is capacity, not specialization.
 Shapes: G groups, C names in a set (padded), D embedding, K values of a code, P generated values.
 """
 
@@ -38,9 +41,17 @@ class HypernetworkConfig:
     linear map of the mean."""
     zero_mean: bool = False
     """Whether deltas have zero mean over the label sets of training, so that the neutral parameters are the average."""
+    tokens: int | None = None
+    """Number of learned tokens that stand in for the names, whatever these are: the prompt-independent control, which generates
+    as many values from as large a hypernetwork."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError when the basis is too small to mix."""
+        """Raises ValueError when the basis is too small to mix, or nothing would be left of a delta that is always the same."""
+        if self.tokens is not None and (self.tokens < 1 or self.zero_mean):
+            raise ValueError(
+                f"tokens={self.tokens}, zero_mean={self.zero_mean}: there must be at least one token, and not zero_mean, "
+                "as a delta that is the same for all sets is its own mean"
+            )
         if self.basis is not None and self.basis < 2:
             raise ValueError(f"basis={self.basis}: there must be at least two deltas to mix")
 
@@ -69,6 +80,8 @@ class Hypernetwork(nn.Module):
             nn.init.zeros_(self.output.bias)
         if config.zero_mean:
             self.register_buffer("code_mean", torch.zeros(code_size))
+        # last, so that the same seed gives the hypernetwork that reads names the same weights
+        self.tokens = nn.Parameter(embed_dim**-0.5 * torch.randn(config.tokens, embed_dim)) if config.tokens else None
 
     def forward(self, text_features: Tensor, mask: Tensor | None = None) -> Tensor:
         """Generate one delta per set: (G, C, D) -> (G, P).  Arguments and errors as those of `code`."""
@@ -90,6 +103,11 @@ class Hypernetwork(nn.Module):
         num_names = text_features.shape[1]
         if not 1 <= num_names <= MAX_SET_SIZE:
             raise ValueError(f"a conditioning set holds {num_names:,} names; 1 to {MAX_SET_SIZE:,} are allowed")
+        if self.tokens is not None:
+            return self._code(self.tokens[None], None).expand(len(text_features), -1)
+        return self._code(text_features, mask)
+
+    def _code(self, text_features: Tensor, mask: Tensor | None) -> Tensor:
         # unit vectors have entries of size D^-1/2: scale them to size 1, so that the first layer sees ordinary inputs
         x = self.input(text_features * self.embed_dim**0.5)
         x = self.blocks(x, mask)
