@@ -58,6 +58,10 @@ TemplatesFile = Annotated[
     typer.Option(help="Texts with {} for the name, one a line; default: the dataset's, else the model's", metavar="FILE"),
 ]
 Where = Annotated[list[str] | None, typer.Option(help="Rows of parquet files to take; may be repeated", metavar="COLUMN=VALUE")]
+NamesFrom = Annotated[
+    list[str] | None,
+    typer.Option(help="Parquet files with names for tasks of kind held_out_among_known; may be repeated", metavar="PATH"),
+]
 Output = Annotated[Path | None, typer.Option(help="New folder for evaluation.json and the plots", metavar="FOLDER")]
 
 
@@ -67,6 +71,7 @@ def evaluate(
     twins: Twins = None,
     templates: TemplatesFile = None,
     where: Where = None,
+    names_from: NamesFrom = None,
     output: Output = None,
     overrides: Overrides = None,
     config: RunConfigPath = None,
@@ -74,7 +79,7 @@ def evaluate(
 ) -> None:
     """Two commands of one name: which one is meant is said by --dataset."""
     if datasets is None:
-        if len(subjects) != 1 or twins or templates or where or output or config or tracking_uri:
+        if len(subjects) != 1 or twins or templates or where or names_from or output or config or tracking_uri:
             raise BadInputError(
                 "without --dataset, `hyperclip evaluate` takes one run configuration and --set; "
                 "to evaluate a model, say on which pictures: --dataset PATH"
@@ -90,6 +95,7 @@ def evaluate(
         twins=twins or (),
         templates_file=templates,
         where=where or (),
+        names_from=names_from or (),
         settings=overrides or (),
         output=output,
         tracking_uri=tracking_uri,

@@ -38,6 +38,7 @@ def evaluate_models(
     twins: Sequence[str],
     templates_file: Path | None,
     where: Sequence[str],
+    names_from: Sequence[str],
     settings: Sequence[str],
     output: Path | None,
     tracking_uri: str | None,
@@ -49,6 +50,7 @@ def evaluate_models(
         models: as `opened_bundle` takes them; several are the seeds of one recipe.
         settings: `evaluation.ways=[2,10]`.
         where: `COLUMN=VALUE` of the rows of parquet files.
+        names_from: parquet files with the names of tasks of kind `held_out_among_known`.
 
     Raises:
         BadInputError: something of that cannot be used; said before anything is computed.
@@ -59,7 +61,7 @@ def evaluate_models(
     templates = read_templates(str(templates_file)) if templates_file else None
     named = bool(tracking_uri or config or os.environ.get("MLFLOW_TRACKING_URI"))
     tracker = tracker_of(tracking_uri=tracking_uri, config=config) if named else None
-    pictures = open_evaluation_set(datasets, readings=chosen.readings, only=_where(where))
+    pictures = open_evaluation_set(datasets, readings=chosen.readings, only=_where(where), names_from=names_from)
     with ExitStack() as opened:
 
         def load(model: str) -> Bundle:

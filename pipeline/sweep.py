@@ -52,6 +52,9 @@ class EvaluationSetConfig(StrictModel):
     """Parquet files, a CLIP_benchmark folder or a folder of shards; none: the evaluation pictures of the run itself."""
     only: dict[str, str] = Field(default_factory=dict)
     """Of parquet files: column -> value of the rows that are taken."""
+    names_from: tuple[str, ...] = ()
+    """Parquet files, or folders of them, with the names that stand beside those of the pictures in tasks of kind
+    `held_out_among_known`."""
     tasks: EvaluationConfig | None = None
     """Which tasks are drawn; those of the run's section `evaluation` when absent."""
 

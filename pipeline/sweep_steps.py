@@ -1,6 +1,6 @@
 """The steps of one run of a sweep: data, training, and an evaluation on each set of pictures, with every task's accuracy."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from infra import storage
@@ -76,9 +76,9 @@ class SweepPlanner:
         tasks = evaluation_set.tasks or config.evaluation
         settings = tasks.model_dump(mode="json")
         if evaluation_set.uris:
-            if name not in self._identities:
-                self._identities[name] = [part for uri in evaluation_set.uris for part in _identities(uri)]
-            settings |= {"pictures": self._identities[name], "only": evaluation_set.only}
+            settings |= {"pictures": self._identities_of(evaluation_set.uris), "only": evaluation_set.only}
+        if evaluation_set.names_from:
+            settings["names_from"] = self._identities_of(evaluation_set.names_from)
         return Step(
             name=evaluation_step_name(name),
             title=f"Evaluate on {name}",
@@ -86,6 +86,12 @@ class SweepPlanner:
             reads=("train",) if evaluation_set.uris else ("train", "shard-evaluation"),
             work=lambda context: _evaluate(context, evaluation_set, tasks),
         )
+
+    def _identities_of(self, uris: Sequence[str]) -> list[str]:
+        for uri in uris:
+            if uri not in self._identities:
+                self._identities[uri] = _identities(uri)
+        return [part for uri in uris for part in self._identities[uri]]
 
 
 def _identities(uri: str) -> list[str]:
@@ -111,7 +117,9 @@ def _evaluate(context: StepContext, evaluation_set: EvaluationSetConfig, tasks: 
     with storage.localized(bundle_uri(context.inputs["train"])) as folder:
         bundle = load_bundle(folder)
     uris = evaluation_set.uris or (context.inputs["shard-evaluation"],)
-    pictures = open_evaluation_set(uris, readings=tasks.readings, only=evaluation_set.only)
+    pictures = open_evaluation_set(
+        uris, readings=tasks.readings, only=evaluation_set.only, names_from=evaluation_set.names_from
+    )
     result = evaluate_zero_shot([bundle], pictures, tasks, progress=lambda done, total: context.progress(done, total, "tasks"))
     write_result(result, context.output_uri)
     log_result(result, context.tracker, context.run_id)

@@ -105,6 +105,18 @@ def test_templates_of_a_file_are_used(models: dict[str, str], pictures: str, tmp
     assert result.num_pictures == 8
 
 
+def test_one_name_among_those_of_other_files(models: dict[str, str], pictures: str, tmp_path: Path) -> None:
+    names = tmp_path / "names.parquet"
+    pq.write_table(pa.table({"caption": ["saw", "hammer", "drill"], "group": ["tools"] * 3}), names)
+    kind = ("--set", "evaluation.kinds=[held_out_among_known]", "--set", "evaluation.ways=[3]")
+    called(models["model 0"], "--dataset", pictures, "--names-from", str(names), *kind, "--output", str(tmp_path / "out"))
+    (family,) = read_result(str(tmp_path / "out")).families
+    assert family.family.slug == "3_way_held_out_among_known"
+    assert [topic.topic for topic in family.topics] == ["tools"]
+    assert (tmp_path / "out" / "accuracy.png").exists()
+    assert "none were given (names_from)" in refused(models["model 0"], "--dataset", pictures, *kind)
+
+
 def test_what_does_not_fit_together_is_refused(models: dict[str, str], pictures: str, tmp_path: Path) -> None:
     model = models["model 0"]
     assert "--dataset PATH" in refused(model, "--output", str(tmp_path / "new"))

@@ -85,6 +85,22 @@ def test_only_image_and_caption_must_be_there(tmp_path: Path) -> None:
     assert [data for _, data in found.stored()] == PICTURES
 
 
+def test_names_of_other_files_stand_beside_those_of_the_pictures(tmp_path: Path) -> None:
+    path, other = parquet(tmp_path), tmp_path / "other.parquet"
+    names = ["Cat", "cow", "cow", "car", "hen", "", "hen"]  # a cat is among the pictures, a car is of no topic of theirs
+    topics = [*["Animals/pet"] * 3, "Traffic/road", *["Animals/bird"] * 3]
+    pq.write_table(pa.table({"caption": names, "group": topics}), other)
+    found = open_evaluation_set([str(path)], readings={}, only={}, names_from=[str(other)])
+    assert found.objects.names == ("cat", "dog", "red bus", "cow", "hen")
+    assert found.objects.topic_of_class[3:] == ("Animals", "Animals")
+    assert (found.objects.num_own, found.objects.num_known) == (3, 2)
+    assert len(found) == 6 and found.identity != opened(path).identity
+    with pytest.raises(BadInputError, match="has no column 'caption'"):
+        open_evaluation_set(
+            [str(path)], readings={}, only={}, names_from=[str(parquet(tmp_path, name="x.parquet", without="caption"))]
+        )
+
+
 def test_a_folder_of_clip_benchmark(tmp_path: Path) -> None:
     found = opened(clip_benchmark(tmp_path / "set"))
     assert (found.name, found.objects.names) == ("set", ("cat", "dog", "red bus"))

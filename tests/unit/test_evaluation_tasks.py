@@ -100,6 +100,48 @@ def test_classes_of_one_name_do_not_meet_in_a_task() -> None:
     assert set(task.classes) == {0, 2}
 
 
+def among_known(
+    num_names: int, *, num_tasks: int = 6, known: Sequence[str] = "aaaab", topics: str = "aab"
+) -> list[LabelSetTask]:
+    """Tasks of one of three held-out things, with two pictures each, beside names of other files."""
+    reading = Reading(
+        name="object",
+        names=(*(f"held out {place}" for place in range(3)), *(f"known {place}" for place in range(len(known)))),
+        class_of_picture=np.array([0, 0, 1, 1, 2, 2]),
+        topic_of_class=(*topics, *known),
+        num_known=len(known),
+    )
+    family = TaskFamily(kind="held_out_among_known", num_names=num_names)
+    return draw_tasks(reading, family, num_tasks=num_tasks, max_pictures=9, seed=0)
+
+
+def test_one_held_out_thing_stands_among_known_names_of_its_topic() -> None:
+    tasks = among_known(4)
+    for task in tasks:
+        assert len(set(task.classes)) == 4 and task.topic == "a"
+        (held_out,) = (number for number in task.classes if number < 3)
+        assert {(task.classes[target], picture // 2) for picture, target in zip(task.pictures, task.targets, strict=True)} == {
+            (held_out, held_out)
+        }
+        assert all(3 <= number < 7 for number in task.classes if number != held_out)  # names of its topic
+    assert Counter(min(task.classes) for task in tasks) == {0: 3, 1: 3}  # in turn; topic b has one known name only
+    assert len({target for task in tasks for target in task.targets}) > 1  # the place does not give it away
+
+
+def test_held_out_things_without_enough_known_names_are_refused() -> None:
+    with pytest.raises(BadInputError, match=r"the 5 known names of its topic .* there are at most 4"):
+        among_known(6)
+    with pytest.raises(BadInputError, match="none were given \\(names_from\\)"):
+        among_known(2, known="")
+
+
+def test_names_from_elsewhere_are_in_no_other_task() -> None:
+    reading = Reading("object", ("cat", "dog", "cow"), np.array([0, 1]), ("a", "a", "a"), num_known=1)
+    for kind in ("random", "same_topic", "all"):
+        (task,) = draw_tasks(reading, TaskFamily(kind=kind, num_names=2), num_tasks=1, max_pictures=9, seed=0)
+        assert set(task.classes) == {0, 1}
+
+
 def test_a_concept_is_called_what_most_of_its_pictures_are_called() -> None:
     reading = object_reading(
         ["big cat", "cat", " cat", "dog", "dog"], ["c", "c", "c", None, "d"], ["a/b", "a/c", None, "?/?", ""]

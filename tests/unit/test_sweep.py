@@ -77,6 +77,17 @@ def test_one_seed_more_leaves_the_addresses_of_the_others(tmp_path: Path) -> Non
     assert sweep_hash(more) != sweep_hash(few)
 
 
+def test_other_names_beside_the_pictures_are_another_evaluation_of_the_same_models(tmp_path: Path) -> None:
+    names = tmp_path / "names.parquet"
+    pq.write_table(read_sample("train").slice(0, 20), names)
+    plain, among = load(tmp_path), load(tmp_path, evaluate={"held-out": {"names_from": [str(names)]}})
+    assert addresses(plain, "train") == addresses(among, "train")
+    assert not set(addresses(plain, "evaluate-held-out")) & set(addresses(among, "evaluate-held-out"))
+    pq.write_table(read_sample("train").slice(0, 19), names)
+    changed = load(tmp_path, evaluate={"held-out": {"names_from": [str(names)]}})
+    assert addresses(changed, "evaluate-held-out") != addresses(among, "evaluate-held-out")
+
+
 def test_overrides_change_the_sweep_or_the_run_of_every_arm(tmp_path: Path) -> None:
     sweep = load(tmp_path, "seeds=[5]", "training.num_steps=7", "evaluate.held-out.tasks={ways: [5], num_tasks: 3}")
     assert [run.seed for run in sweep.runs] == [5, 5]

@@ -53,6 +53,14 @@ class Reading:
     class_of_picture: np.ndarray
     """(M,) int64; `NO_CLASS` where the picture has no name in this reading."""
     topic_of_class: tuple[str | None, ...]
+    num_known: int = 0
+    """The last so many classes come from elsewhere and have no pictures: they only stand beside the others in tasks of kind
+    `held_out_among_known`."""
+
+    @property
+    def num_own(self) -> int:
+        """Classes of the set itself."""
+        return len(self.names) - self.num_known
 
 
 @dataclass(frozen=True)

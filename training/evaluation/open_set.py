@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from infra import storage
 from infra.errors import BadInputError
 from training.evaluation.evaluation_set import EvaluationSet, ReadingConfig
-from training.evaluation.parquet_set import parquet_set
+from training.evaluation.known_names import beside_known
+from training.evaluation.parquet_set import parquet_names, parquet_set
 from training.evaluation.shard_set import shard_set
 from training.evaluation.webdataset_set import CLASS_NAMES, NUM_SHARDS, webdataset_set
 from training.shard_reader import open_shards
@@ -14,13 +15,28 @@ MANIFEST = "manifest.json"
 
 
 def open_evaluation_set(
-    uris: Sequence[str], *, readings: Mapping[str, ReadingConfig], only: Mapping[str, str]
+    uris: Sequence[str],
+    *,
+    readings: Mapping[str, ReadingConfig],
+    only: Mapping[str, str],
+    names_from: Sequence[str] = (),
 ) -> EvaluationSet:
     """Parquet files (or a folder of them), a CLIP_benchmark folder, or a folder of our shards.
+
+    Args:
+        names_from: parquet files, or folders of them, whose names stand beside those of the pictures in tasks of kind
+            `held_out_among_known`; no picture of theirs is read.
 
     Raises:
         BadInputError: nothing of the kind is there, or it cannot be used.
     """
+    found = _opened(uris, readings=readings, only=only)
+    if not names_from:
+        return found
+    return beside_known(found, parquet_names([file for uri in names_from for file in _parquet_files(uri)]))
+
+
+def _opened(uris: Sequence[str], *, readings: Mapping[str, ReadingConfig], only: Mapping[str, str]) -> EvaluationSet:
     if len(uris) == 1 and not uris[0].endswith(".parquet"):
         (uri,) = uris
         is_shards = storage.exists(storage.join(uri, MANIFEST))

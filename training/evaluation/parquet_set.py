@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from infra import storage
 from infra.config import content_hash
 from infra.errors import BadInputError
-from training.evaluation.evaluation_set import EvaluationSet, ReadingConfig, further_reading, object_reading
+from training.evaluation.evaluation_set import EvaluationSet, Reading, ReadingConfig, further_reading, object_reading
 
 IMAGE, CAPTION, CONCEPT, GROUP = "image", "caption", "concept", "group"
 ROWS_AT_ONCE = 128
@@ -43,6 +43,7 @@ def parquet_set(
         with _opened(uri) as parquet:
             required = [IMAGE, CAPTION, *(found.column for found in readings.values()), *only]
             _check_columns(parquet.schema_arrow, required, uri=uri)
+            _check_pictures(parquet.schema_arrow, uri=uri)
             taken = _rows_where(parquet, only, uri=uri)
             rows.append(taken)
             places += [f"{uri}, row {row}" for row in taken]
@@ -68,6 +69,24 @@ def parquet_set(
     )
 
 
+def parquet_names(uris: Sequence[str]) -> Reading:
+    """What the rows of parquet files are called, and their topics, without the pictures.
+
+    Raises:
+        BadInputError: no parquet, a missing column or one of a wrong type.
+    """
+    texts: dict[str, list[str | None]] = {CAPTION: [], CONCEPT: [], GROUP: []}
+    for uri in uris:
+        with _opened(uri) as parquet:
+            _check_columns(parquet.schema_arrow, [CAPTION], uri=uri)
+            rows = range(parquet.metadata.num_rows)
+            for column, found in texts.items():
+                found += _texts(parquet, column, rows, uri=uri)
+    named = [row for row, caption in enumerate(texts[CAPTION]) if caption and caption.strip()]
+    captions, concepts, groups = ([found[row] for row in named] for found in texts.values())
+    return object_reading([caption or "" for caption in captions], concepts, groups)
+
+
 @contextmanager
 def _opened(uri: str) -> Iterator[pq.ParquetFile]:
     with storage.open_read(uri) as file:
@@ -86,6 +105,9 @@ def _check_columns(schema: pa.Schema, required: Sequence[str], *, uri: str) -> N
         raise BadInputError(
             f"{uri} has no column {', '.join(map(repr, missing))}; its columns are: {', '.join(schema.names) or 'none'}"
         )
+
+
+def _check_pictures(schema: pa.Schema, *, uri: str) -> None:
     found = schema.field(IMAGE).type
     if pa.types.is_struct(found):  # {bytes, path}, as dataset libraries write it
         place = found.get_field_index("bytes")

@@ -18,7 +18,12 @@ COLOURS: dict[Arm, str] = {
     "twin_centred": "#65a30d",
     "twin_orthogonal": "#0d9488",
 }
-KIND_TITLES: dict[TaskKind, str] = {"random": "random names", "same_topic": "names of one topic", "all": "all names"}
+KIND_TITLES: dict[TaskKind, str] = {
+    "random": "random names",
+    "same_topic": "names of one topic",
+    "all": "all names",
+    "held_out_among_known": "one name among known ones",
+}
 SPREAD = 0.03
 """Arms at one number of names stand beside each other, so that their intervals can be told apart."""
 

@@ -16,9 +16,17 @@ from infra.config import StrictModel
 from infra.errors import BadInputError
 from training.evaluation.evaluation_set import NO_CLASS, OBJECT, Reading
 
-TaskKind = Literal["random", "same_topic", "all"]
-"""Any names of the set; names of one topic; every name of the set with every picture, which is one task."""
+TaskKind = Literal["random", "same_topic", "all", "held_out_among_known"]
+"""Any names of the set; names of one topic; every name of the set with every picture, which is one task; one name of the set,
+with its pictures, among names of its topic that come from other files."""
 TASK_KINDS: tuple[TaskKind, ...] = get_args(TaskKind)
+
+_KIND_TITLES: dict[TaskKind, str] = {
+    "random": "random",
+    "same_topic": "same topic",
+    "all": "all names",
+    "held_out_among_known": "one held out among known ones",
+}
 
 
 class TaskFamily(StrictModel):
@@ -34,7 +42,7 @@ class TaskFamily(StrictModel):
     @property
     def title(self) -> str:
         """For people."""
-        kind = {"random": "random", "same_topic": "same topic", "all": "all names"}[self.kind]
+        kind = _KIND_TITLES[self.kind]
         parts = [f"{self.num_names:,} names, {kind}"]
         if self.num_distractors:
             parts.append(f"{self.num_distractors} distractors")
@@ -79,8 +87,8 @@ def draw_tasks(reading: Reading, family: TaskFamily, *, num_tasks: int, max_pict
         if number != NO_CLASS:
             pictures_of[number].append(picture)
     if family.kind == "all":
-        return [_task(range(len(reading.names)), len(reading.names), pictures_of, topic=None)]
-    hands = _topic_hands if family.kind == "same_topic" else _random_hands
+        return [_task(range(reading.num_own), reading.num_own, pictures_of, topic=None)]
+    hands = {"random": _random_hands, "same_topic": _topic_hands, "held_out_among_known": _hands_among_known}[family.kind]
     drawn: list[LabelSetTask] = []
     rng = np.random.default_rng((seed, family.num_names, 2))
     for topic, classes in hands(reading, pictures_of, family.num_names, seed):
@@ -137,6 +145,30 @@ def _topic_hands(
             if not waiting[topic]:
                 waiting[topic] = list(_deal(decks[topic], num_names, rng))[::-1]
             yield topic, waiting[topic].pop()
+
+
+def _hands_among_known(
+    reading: Reading, pictures_of: list[list[int]], num_names: int, seed: int
+) -> Iterator[tuple[str | None, list[int]]]:
+    """One class with pictures, each in turn, and names of its topic without, drawn anew every time."""
+    known: dict[str, list[int]] = {}
+    for number in range(reading.num_own, len(reading.names)):
+        if (topic := reading.topic_of_class[number]) is not None:
+            known.setdefault(topic, []).append(number)
+    beside = {number: known.get(reading.topic_of_class[number] or "", []) for number in _deck(reading, pictures_of)}
+    held_out = [number for number, names in beside.items() if len(names) >= num_names - 1]
+    if not held_out:
+        most = max(map(len, beside.values()), default=0)
+        raise BadInputError(
+            f"no concept has the {num_names - 1} known names of its topic that stand beside it in a task: "
+            + (f"there are at most {most}" if reading.num_known else "none were given (names_from)")
+        )
+    rng = np.random.default_rng((seed, num_names, 3))
+    while True:
+        for place in rng.permutation(len(held_out)):
+            number = held_out[place]
+            hand = [number, *rng.choice(beside[number], size=num_names - 1, replace=False).tolist()]
+            yield reading.topic_of_class[number], rng.permutation(hand).tolist()  # of equal scores the first would win
 
 
 def _deck(reading: Reading, pictures_of: list[list[int]]) -> list[int]:

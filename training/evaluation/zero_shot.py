@@ -33,8 +33,9 @@ class EvaluationConfig(StrictModel):
     ways: tuple[PositiveInt, ...] = (10, 50)
     """Numbers of names in a task; the first one decides promotion."""
     kinds: tuple[TaskKind, ...] | None = None
-    """Kinds of tasks: `random` names; names of the `same_topic`; `all` names with every picture, as one task.  None: random and
-    same topic; where a set has class names only, all and random.  The first one decides promotion."""
+    """Kinds of tasks: `random` names; names of the `same_topic`; `all` names with every picture, as one task; one
+    name `held_out_among_known` ones of its topic, which come from other files (`names_from`, or `--names-from`).  None: random
+    and same topic; where a set has class names only, all and random.  The first one decides promotion."""
     distractor_share: float = Field(default=0.0, ge=0, lt=1)
     """Above 0, every family is drawn once more with this share of names that have no picture in the task."""
     num_tasks: PositiveInt = 50
@@ -101,7 +102,7 @@ def evaluate_zero_shot(
         headline_tasks=headline_tasks(pictures, config),
         templates=chosen,
         num_pictures=len(pictures),
-        num_concepts=len(pictures.objects.names),
+        num_concepts=pictures.objects.num_own,
         families=tuple(one.result(seed=config.seed) for one in scores),
         skipped=tuple(skipped),
         retrieval={
@@ -142,7 +143,9 @@ def _families(pictures: EvaluationSet, config: EvaluationConfig) -> list[TaskFam
     for share in (0.0, config.distractor_share) if config.distractor_share else (0.0,):
         for kind in kinds:
             if kind == "all":
-                found += [] if share else [TaskFamily(kind=kind, num_names=len(pictures.objects.names))]
+                found += [] if share else [TaskFamily(kind=kind, num_names=pictures.objects.num_own)]
+                continue
+            if kind == "held_out_among_known" and share:  # all names but one have no picture as it is
                 continue
             for num_names in config.ways:
                 num_distractors = min(max(1, round(share * num_names)), num_names - 1) if share else 0
