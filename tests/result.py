@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-Op = Literal[">=", "<="]
-_HOLDS: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, "<=": operator.le}
+Op = Literal[">=", "<=", ">", "<"]
+_HOLDS: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 
 
 def measure(value: float, *, goal: tuple[Op, float] | None = None, unit: str = "") -> dict[str, Any]:
