@@ -4,7 +4,7 @@ A goal of accuracy is met only when the whole interval is on the right side.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.comparison import Comparison, SeedEstimate, TaskComparison
 from tests.benchmarks._sweep_of_results import Results
@@ -50,25 +50,27 @@ def over_the_best(tasks: TaskComparison, baselines: tuple[str, ...]) -> SeedEsti
     return None if best is None else difference(tasks, SPECIALIZED, best)
 
 
-def in_points(found: SeedEstimate | None, *, goals: dict[str, tuple[Op, float]], judged: bool) -> dict[str, Any]:
+def in_points(
+    found: SeedEstimate | None, *, judged: Literal["mean", "low", "high"] = "mean", goal: tuple[Op, float] | None = None
+) -> dict[str, Any]:
     """A measure with its interval.
 
     Args:
-        goals: by what is judged (`mean`, `low`, `high`); every one of them must hold.
-        judged: False in a smoke run; what was not measured is then told, and misses nothing.
+        judged: which of its three figures the goal is for.
+        goal: in points; None is for information, as everything of a smoke run.
     """
     if found is None:
-        return {"value": None, "unit": "points", "ok": not judged, "note": "not compared: the sweep lacks this arm or pair"}
-    values = {name: 100 * getattr(found, name) for name in ("mean", "low", "high")}
-    ok = all(measure(values[what], goal=goal)["ok"] for what, goal in goals.items()) or not judged
-    shown = {f"{what} {op} {bound:g}": rounded(values[what]) for what, (op, bound) in goals.items()} if judged else {}
+        return {"value": None, "unit": "points", "ok": goal is None, "note": "the sweep lacks this arm or this pair"}
+    mean, low, high = (100 * value for value in (found.mean, found.low, found.high))
+    verdict = measure({"mean": mean, "low": low, "high": high}[judged], goal=goal)
     return {
-        **measure(values["mean"], unit="points"),
-        "low": rounded(values["low"]),
-        "high": rounded(values["high"]),
+        **verdict,
+        "value": rounded(mean),
+        "unit": "points",
+        "low": rounded(low),
+        "high": rounded(high),
         "seeds": [rounded(100 * seed) for seed in found.seeds],
-        **({"goal": shown} if shown else {}),
-        "ok": ok,
+        **({"judged": judged} if goal else {}),
     }
 
 
@@ -79,20 +81,17 @@ def gain_measures(results: Results, sets: dict[str, tuple[str, ...]]) -> dict[st
         sets: evaluation set -> the kinds of its tasks (slugs) that have the target beside the interval above 0.
     """
     found: dict[str, dict[str, Any]] = {}
-    judged = not results.smoke
     for tasks in chosen_tasks(results.comparison, *sets):
         for name, baselines in GAIN_OVER.items():
-            goals: dict[str, tuple[Op, float]] = {"low": (">", 0.0)}
-            if name == "matched_siglip" and tasks.kind in sets[tasks.evaluation_set]:
-                goals["mean"] = (">=", TARGET)
-            found[f"{tasks.kind}.over_{name}"] = in_points(over_the_best(tasks, baselines), goals=goals, judged=judged)
-        compared: dict[str, tuple[str, str, dict[str, tuple[Op, float]]]] = {
-            "swapped_minus_neutral": (SWAPPED, NEUTRAL, {"high": ("<", 0.0)}),
-            "neutral_minus_twin": (NEUTRAL, f"{TWIN}.neutral", {"mean": (">=", NEUTRAL_LOSS)}),
-            "neutral_minus_matched_siglip": (NEUTRAL, PLAIN, {}),
-        }
-        for name, (contender, baseline, goals) in compared.items():
-            found[f"{tasks.kind}.{name}"] = in_points(difference(tasks, contender, baseline), goals=goals, judged=judged)
+            over = over_the_best(tasks, baselines)
+            found[f"{tasks.kind}.over_{name}"] = in_points(over, judged="low", goal=_goal(results, ">", 0.0))
+        if tasks.kind in sets[tasks.evaluation_set]:
+            over = over_the_best(tasks, GAIN_OVER["matched_siglip"])
+            found[f"{tasks.kind}.target"] = in_points(over, goal=_goal(results, ">=", TARGET))
+        swapped, neutral = difference(tasks, SWAPPED, NEUTRAL), difference(tasks, NEUTRAL, f"{TWIN}.neutral")
+        found[f"{tasks.kind}.swapped_minus_neutral"] = in_points(swapped, judged="high", goal=_goal(results, "<", 0.0))
+        found[f"{tasks.kind}.neutral_minus_twin"] = in_points(neutral, goal=_goal(results, ">=", NEUTRAL_LOSS))
+        found[f"{tasks.kind}.neutral_minus_matched_siglip"] = in_points(difference(tasks, NEUTRAL, PLAIN))
     return found
 
 
@@ -103,10 +102,12 @@ def gain_by_size(results: Results, *sets: str) -> dict[str, dict[str, Any]]:
         found = difference(tasks, SPECIALIZED, PLAIN)
         if found is not None and tasks.kind.endswith("_way"):  # of random names
             sizes[int(tasks.kind.removesuffix("_way"))] = found
-    return {
-        f"gain_at_{size}_names": in_points(sizes[size], goals={"high": (">=", 0.0)}, judged=not results.smoke)
-        for size in sorted(sizes)
-    }
+    goal = _goal(results, ">=", 0.0)
+    return {f"gain_at_{size}_names": in_points(sizes[size], judged="high", goal=goal) for size in sorted(sizes)}
+
+
+def _goal(results: Results, op: Op, bound: float) -> tuple[Op, float] | None:
+    return None if results.smoke else (op, bound)
 
 
 def ratio(results: Results, *sets: str) -> float:

@@ -26,8 +26,8 @@ SWEEP = Path(__file__).parents[2] / "pipeline" / "configs" / "sweep_results.yaml
 TRAIN, FAMILY, CONCEPT = "train-*.parquet", "eval-family.parquet", "eval-concept.parquet"
 NUM_HELD_OUT = 60
 """Concepts of the bundled sample that a smoke run keeps from training; a 50-way task needs 50."""
-SMOKE = {"twin": 150, "after": 60, "seeds": 2, "batch": 128}
-QUICK = {"twin": 20, "after": 10, "seeds": 1, "batch": 64}
+SMOKE = {"twin": 150, "after": 60, "seeds": 2, "batch": 128, "tasks": 40}
+QUICK = {"twin": 20, "after": 10, "seeds": 1, "batch": 64, "tasks": 8}
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def _moved(uri: str, folder: Path) -> str:
     return str(folder / Path(uri).relative_to("pictures"))
 
 
-def shortened(tree: Mapping[str, Any], *, twin: int, after: int, seeds: int, batch: int) -> dict[str, Any]:
+def shortened(tree: Mapping[str, Any], *, twin: int, after: int, seeds: int, batch: int, tasks: int) -> dict[str, Any]:
     """The same arms with fewer steps, a smaller batch and fewer tasks."""
     arms: dict[str, Any] = {}
     for name, arm in tree["arms"].items():
@@ -148,7 +148,7 @@ def shortened(tree: Mapping[str, Any], *, twin: int, after: int, seeds: int, bat
         "training.optimizer": {**tree["set"]["training.optimizer"], "warmup_steps": min(5, after)},
     }
     sets = {
-        name: {**one, "tasks": {**one["tasks"], "num_tasks": min(8, one["tasks"]["num_tasks"])}}
+        name: {**one, "tasks": {**one["tasks"], "num_tasks": min(tasks, one["tasks"]["num_tasks"])}}
         for name, one in tree["evaluate"].items()
     }
     name = f"{tree['name']}-{twin}-steps"  # beside the real one, which it must not replace
