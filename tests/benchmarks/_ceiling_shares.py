@@ -66,8 +66,8 @@ def share(reached: np.ndarray, possible: np.ndarray) -> Estimate | None:
 
 
 def _in_points(found: Estimate) -> dict[str, Any]:
-    value = measure(100 * found.mean, unit="points")
-    return {**value, "low": rounded(100 * found.low), "high": rounded(100 * found.high)}
+    mean, low, high = (round(100 * value, 3) for value in (found.mean, found.low, found.high))  # 1e-16 says nothing
+    return {**measure(mean, unit="points"), "low": rounded(low), "high": rounded(high)}
 
 
 def _share_measure(found: Estimate | None, *, goal: bool, judged: bool) -> dict[str, Any]:

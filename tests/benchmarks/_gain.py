@@ -3,11 +3,10 @@
 A goal of accuracy is met only when the whole interval is on the right side.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pipeline.comparison import Comparison, SeedEstimate, TaskComparison
-from tests.benchmarks._sweep_of_results import Results
 from tests.result import Op, measure, rounded
 
 HYPERCLIP, TWIN, MATCHED, TOKENS = "hyperclip", "twin", "siglip-more", "tokens"
@@ -61,7 +60,7 @@ def in_points(
     """
     if found is None:
         return {"value": None, "unit": "points", "ok": goal is None, "note": "the sweep lacks this arm or this pair"}
-    mean, low, high = (100 * value for value in (found.mean, found.low, found.high))
+    mean, low, high = (round(100 * value, 3) for value in (found.mean, found.low, found.high))  # 1e-16 says nothing
     verdict = measure({"mean": mean, "low": low, "high": high}[judged], goal=goal)
     return {
         **verdict,
@@ -74,45 +73,46 @@ def in_points(
     }
 
 
-def gain_measures(results: Results, sets: dict[str, tuple[str, ...]]) -> dict[str, dict[str, Any]]:
+def gain_measures(comparison: Comparison, sets: Mapping[str, Sequence[str]], *, judged: bool) -> dict[str, dict[str, Any]]:
     """Every comparison on every kind of tasks.
 
     Args:
         sets: evaluation set -> the kinds of its tasks (slugs) that have the target beside the interval above 0.
+        judged: False in a smoke run.
     """
     found: dict[str, dict[str, Any]] = {}
-    for tasks in chosen_tasks(results.comparison, *sets):
+    for tasks in chosen_tasks(comparison, *sets):
         for name, baselines in GAIN_OVER.items():
             over = over_the_best(tasks, baselines)
-            found[f"{tasks.kind}.over_{name}"] = in_points(over, judged="low", goal=_goal(results, ">", 0.0))
+            found[f"{tasks.kind}.over_{name}"] = in_points(over, judged="low", goal=_goal(judged, ">", 0.0))
         if tasks.kind in sets[tasks.evaluation_set]:
             over = over_the_best(tasks, GAIN_OVER["matched_siglip"])
-            found[f"{tasks.kind}.target"] = in_points(over, goal=_goal(results, ">=", TARGET))
+            found[f"{tasks.kind}.target"] = in_points(over, goal=_goal(judged, ">=", TARGET))
         swapped, neutral = difference(tasks, SWAPPED, NEUTRAL), difference(tasks, NEUTRAL, f"{TWIN}.neutral")
-        found[f"{tasks.kind}.swapped_minus_neutral"] = in_points(swapped, judged="high", goal=_goal(results, "<", 0.0))
-        found[f"{tasks.kind}.neutral_minus_twin"] = in_points(neutral, goal=_goal(results, ">=", NEUTRAL_LOSS))
+        found[f"{tasks.kind}.swapped_minus_neutral"] = in_points(swapped, judged="high", goal=_goal(judged, "<", 0.0))
+        found[f"{tasks.kind}.neutral_minus_twin"] = in_points(neutral, goal=_goal(judged, ">=", NEUTRAL_LOSS))
         found[f"{tasks.kind}.neutral_minus_matched_siglip"] = in_points(difference(tasks, NEUTRAL, PLAIN))
     return found
 
 
-def gain_by_size(results: Results, *sets: str) -> dict[str, dict[str, Any]]:
+def gain_by_size(comparison: Comparison, *sets: str, judged: bool) -> dict[str, dict[str, Any]]:
     """Gain over the matched SigLIP by the number of random names: never significantly negative."""
     sizes: dict[int, SeedEstimate] = {}
-    for tasks in chosen_tasks(results.comparison, *sets):
+    for tasks in chosen_tasks(comparison, *sets):
         found = difference(tasks, SPECIALIZED, PLAIN)
         if found is not None and tasks.kind.endswith("_way"):  # of random names
             sizes[int(tasks.kind.removesuffix("_way"))] = found
-    goal = _goal(results, ">=", 0.0)
+    goal = _goal(judged, ">=", 0.0)
     return {f"gain_at_{size}_names": in_points(sizes[size], judged="high", goal=goal) for size in sorted(sizes)}
 
 
-def _goal(results: Results, op: Op, bound: float) -> tuple[Op, float] | None:
-    return None if results.smoke else (op, bound)
+def _goal(judged: bool, op: Op, bound: float) -> tuple[Op, float] | None:
+    return (op, bound) if judged else None
 
 
-def ratio(results: Results, *sets: str) -> float:
+def ratio(comparison: Comparison, *sets: str) -> float:
     """Accuracy of HyperCLIP over that of the matched SigLIP, the mean over the kinds of tasks."""
-    pairs = [(accuracy(tasks, SPECIALIZED), accuracy(tasks, PLAIN)) for tasks in chosen_tasks(results.comparison, *sets)]
+    pairs = [(accuracy(tasks, SPECIALIZED), accuracy(tasks, PLAIN)) for tasks in chosen_tasks(comparison, *sets)]
     ratios = [ours / theirs for ours, theirs in pairs if ours and theirs]
     return sum(ratios) / len(ratios)
 

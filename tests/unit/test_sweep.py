@@ -40,7 +40,11 @@ def addresses(sweep: Sweep, step: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_sweeps_are_valid(path: Path) -> None:
+def test_shipped_sweeps_are_valid(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where the folder of pictures lies that a sweep may want
+    Path("pictures").mkdir()
+    for name in (*(f"train-0{number}" for number in range(8)), "eval-family", "eval-concept"):
+        pq.write_table(read_sample("evaluation").slice(0, 2), f"pictures/{name}.parquet")
     assert len(load_sweep(path).runs) >= 4
 
 
