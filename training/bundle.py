@@ -1,7 +1,7 @@
 """A model bundle: everything needed to use a trained model, in one folder, offline, without pickle.
 
 config.json        architecture and label templates
-model.safetensors  parameters and buffers
+model.safetensors  parameters and buffers, as float32 or, in a bundle that is to be small, mostly as float16
 tokenizer.json     which tokenizer, with token ids it must reproduce
 preprocess.json    from picture bytes to network input
 golden.safetensors features the loaded model must reproduce
@@ -10,6 +10,7 @@ bundle.json        written last: SHA-256 of every file, and their common digest,
 """
 
 import hashlib
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor
 from infra import storage
 from infra.config import StrictModel, content_hash
 from infra.errors import BadInputError, CorruptArtefactError
+from training.half_precision import half_precision, rounded
 from training.model.hyperclip import HyperClip, HyperClipConfig
 from training.model.parameter_delta import GroupDelta
 from training.preprocess import PreprocessConfig
@@ -30,6 +32,7 @@ from training.tokenizer import CONTEXT_LENGTH, GOLDEN_TOKENS, Tokenizer
 
 BUNDLE_NAME = "bundle.json"
 SCHEMA_VERSION = 1
+Precision = Literal["float32", "float16"]
 _FILES = {"config.json", "model.safetensors", "tokenizer.json", "preprocess.json", "golden.safetensors"}
 GOLDEN_TOLERANCE = 1e-3
 """Features are unit vectors; processors and kernels differ by about 1e-5, a wrong file by about 1."""
@@ -84,8 +87,18 @@ def save_bundle(
     templates: Sequence[str],
     model_card: str,
     metrics: Mapping[str, float],
+    precision: Precision = "float32",
 ) -> BundleManifest:
-    """Write a bundle; `bundle.json` comes last, so a folder without it is no bundle.  `folder` must be new or empty."""
+    """Write a bundle; `bundle.json` comes last, so a folder without it is no bundle.
+
+    Args:
+        folder: new or empty.
+        precision: of the stored weights, see `half_precision.py`; with float16 the golden features are those of the rounded
+            model.  Reading makes float32 of either.
+
+    Raises:
+        BadInputError: the folder is in use, or the weights do not fit the precision.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise BadInputError(f"{folder} is not empty; a bundle gets a folder of its own")
@@ -98,10 +111,14 @@ def save_bundle(
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors")
+    state = model.state_dict() if precision == "float32" else half_precision(model.state_dict())
+    save_file({name: value.contiguous() for name, value in state.items()}, folder / "model.safetensors")
     was_training = model.training
-    save_file(_golden_features(model.eval(), preprocess.image_size), folder / "golden.safetensors")
+    stored = model if precision == "float32" else rounded(model)
+    save_file(_golden_features(stored.eval(), preprocess.image_size), folder / "golden.safetensors")
     model.train(was_training)  # a bundle may be saved in the middle of training
+    for path in folder.glob("*.safetensors"):  # which safetensors writes for its owner alone
+        shutil.copymode(folder / "config.json", path)
     files = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
     manifest = BundleManifest(files=files, digest=content_hash(files))
     storage.write_atomic(str(folder / BUNDLE_NAME), manifest.model_dump_json(indent=1))
