@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from infra.errors import BadInputError
-from training.bundle import Bundle
+from training.bundle import BUNDLE_NAME, Bundle
 from training.preprocess import preprocess
 from training.specialize import SpecializedEncoder
 
@@ -52,10 +52,12 @@ def picture_files(paths: Iterable[Path]) -> list[Path]:
     """Files as they are given, and in place of a folder the pictures in it, by name.
 
     Raises:
-        BadInputError: a folder without a picture.
+        BadInputError: a folder without a picture, or a model in place of one.
     """
     files: list[Path] = []
     for path in paths:
+        if str(path).startswith("models:") or (path / BUNDLE_NAME).is_file():
+            raise BadInputError(f"{path} is a model, and pictures are classified; name the model with --model")
         if not path.is_dir():
             files.append(path)
             continue

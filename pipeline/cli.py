@@ -15,6 +15,7 @@ from pipeline.console import STATES, err, out, took
 from pipeline.evaluate_command import EVALUATE_HELP, evaluate
 from pipeline.model_commands import model_app
 from pipeline.run_command import ConfigPath, Overrides, command_line, run_until
+from pipeline.serve_command import serve
 from pipeline.sweep_command import sweep_app
 
 app = typer.Typer(
@@ -146,32 +147,7 @@ def settings(
             out.print(f"    {escape(setting.meaning)}")
 
 
-@app.command(rich_help_panel=RUNS)
-def serve(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Serve the champion of a run over HTTP, with a page to try it on, until Ctrl-C."""
-    import signal
-    import threading
-
-    from infra.cluster import connected
-    from infra.model_registry import CHAMPION
-    from pipeline.config import load_run_config
-    from pipeline.showcase_steps import serving_config
-    from serving.launch import PortTakenError, checked_port, running
-
-    settings = load_run_config(config, tuple(overrides or ()))
-    try:
-        checked_port(settings.serving.host, settings.serving.port)  # before Ray is started for nothing
-    except PortTakenError as error:
-        raise BadInputError(f"{error}; choose another: --set serving.port={settings.serving.port + 1}") from error
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    out.print(f"Starting the champion of {escape(settings.name)} …")
-    with connected(settings.cluster), running(serving_config(settings, alias=CHAMPION)) as base_url:
-        out.print(f"Serving on {base_url}  (page: {base_url}/, interface: {base_url}/openapi.json).  Ctrl-C ends it.")
-        stop.wait()
-        out.print("Stopping …")
-    out.print("Stopped.")
+app.command(rich_help_panel=RUNS)(serve)
 
 
 # ---- single steps ----------------------------------------------------------------------------------------------------

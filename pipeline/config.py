@@ -70,6 +70,8 @@ class ShowcaseConfig(StrictModel):
     """Class names; evaluation pictures with these captions are classified."""
     num_pictures: PositiveInt = 20
     """At most this many."""
+    beside_shipped: bool = False
+    """Show what the shipped model answers to the same, and evaluate it on the same tasks; it knows drawings (docs/model.md)."""
 
 
 class RunConfig(StrictModel):

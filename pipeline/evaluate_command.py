@@ -18,7 +18,7 @@ Evaluate zero-shot classification: of a run on its held-out pictures, or of any 
 
 [bold]hyperclip evaluate CONFIG[/] is the step of a run, with everything before it that is not done.
 
-[bold]hyperclip evaluate MODEL --dataset PATH[/] needs no run. PATH is one of:
+[bold]hyperclip evaluate MODEL --dataset PATH[/] needs no run, and without MODEL takes the shipped one. PATH is one of:
 
 - a .parquet file or a folder of them, with the columns image and caption, and where they are there concept (what shows the same
 thing) and group (its part before "/" is the topic)
@@ -39,9 +39,10 @@ name one. docs/evaluation.md explains the figures.
 )  # a paragraph is as wide as the terminal
 
 Subjects = Annotated[
-    list[str],
+    list[str] | None,
     typer.Argument(
-        help="A run configuration; with --dataset a bundle folder, models:/NAME@champion or models:/NAME/VERSION",
+        help="A run configuration; with --dataset a bundle folder, models:/NAME@champion or models:/NAME/VERSION; "
+        "default: the champion of --config, else the shipped model",
         metavar="CONFIG|MODEL...",
     ),
 ]
@@ -66,7 +67,7 @@ Output = Annotated[Path | None, typer.Option(help="New folder for evaluation.jso
 
 
 def evaluate(
-    subjects: Subjects,
+    subjects: Subjects = None,
     datasets: Datasets = None,
     twins: Twins = None,
     templates: TemplatesFile = None,
@@ -79,7 +80,8 @@ def evaluate(
 ) -> None:
     """Two commands of one name: which one is meant is said by --dataset."""
     if datasets is None:
-        if len(subjects) != 1 or twins or templates or where or names_from or output or config or tracking_uri:
+        others = twins or templates or where or names_from or output or config or tracking_uri
+        if subjects is None or len(subjects) != 1 or others:
             raise BadInputError(
                 "without --dataset, `hyperclip evaluate` takes one run configuration and --set; "
                 "to evaluate a model, say on which pictures: --dataset PATH"
@@ -90,7 +92,7 @@ def evaluate(
     from pipeline.evaluation_table import evaluation_tables
 
     finished = evaluate_models(
-        subjects,
+        subjects or (),
         datasets,
         twins=twins or (),
         templates_file=templates,

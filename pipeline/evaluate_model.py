@@ -47,7 +47,7 @@ def evaluate_models(
     """Evaluate, write the files, log to MLflow where one is named.
 
     Args:
-        models: as `opened_bundle` takes them; several are the seeds of one recipe.
+        models: as `opened_bundle` takes them; several are the seeds of one recipe, none is the one that it takes then.
         settings: `evaluation.ways=[2,10]`.
         where: `COLUMN=VALUE` of the rows of parquet files.
         names_from: parquet files with the names of tasks of kind `held_out_among_known`.
@@ -61,13 +61,15 @@ def evaluate_models(
     templates = read_templates(str(templates_file)) if templates_file else None
     named = bool(tracking_uri or config or os.environ.get("MLFLOW_TRACKING_URI"))
     tracker = tracker_of(tracking_uri=tracking_uri, config=config) if named else None
-    pictures = open_evaluation_set(datasets, readings=chosen.readings, only=_where(where), names_from=names_from)
+    pictures = open_evaluation_set(datasets, readings=chosen.readings, only=parse_where(where), names_from=names_from)
     with ExitStack() as opened:
 
-        def load(model: str) -> Bundle:
-            return opened.enter_context(opened_bundle(model, tracking_uri=tracking_uri, config=config))
+        def load(model: str | None) -> Bundle:
+            return opened.enter_context(
+                opened_bundle(model, tracking_uri=tracking_uri, config=config, named_by="hyperclip evaluate MODEL")
+            )
 
-        bundles, twin_bundles = [load(model) for model in models], [load(twin) for twin in twins]
+        bundles, twin_bundles = [load(model) for model in models or (None,)], [load(twin) for twin in twins]
         with ConsoleStep(f"Evaluate on {len(pictures):,} pictures of {pictures.name}", so_far=None) as progress:
             result = evaluate_zero_shot(
                 bundles,
@@ -81,7 +83,8 @@ def evaluate_models(
         write_result(result, str(output))
     run_id = None
     if tracker is not None:
-        params = {"models": ", ".join(models), "twins": ", ".join(twins), "dataset": ", ".join(datasets), **flattened(chosen)}
+        named_models = ", ".join(models) or f"default: {bundles[0].digest}"
+        params = {"models": named_models, "twins": ", ".join(twins), "dataset": ", ".join(datasets), **flattened(chosen)}
         run_id = tracker.start_run(f"evaluate on {pictures.name}", params=params)
         tracker.log_metrics(run_id, result.metrics)
         log_result(result, tracker, run_id)
@@ -89,7 +92,8 @@ def evaluate_models(
     return Finished(result, run_id)
 
 
-def _where(conditions: Sequence[str]) -> dict[str, str]:
+def parse_where(conditions: Sequence[str]) -> dict[str, str]:
+    """`COLUMN=VALUE` as column -> value.  Raises BadInputError when one is of another form."""
     found = {}
     for condition in conditions:
         column, separator, value = condition.partition("=")

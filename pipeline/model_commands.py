@@ -14,12 +14,21 @@ from infra.errors import BadInputError, HyperClipError
 from pipeline.console import out
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from training.bundle import Bundle
     from training.specialize import SpecializedEncoder
 
 model_app = typer.Typer()
 
-Model = Annotated[str, typer.Argument(help="A bundle folder, models:/NAME@champion, or models:/NAME/VERSION", metavar="MODEL")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="A bundle folder, models:/NAME@champion, or models:/NAME/VERSION; default: the champion of --config, else the "
+        "shipped model",
+        metavar="MODEL",
+    ),
+]
 ModelName = Annotated[str, typer.Argument(help="Registered model", metavar="NAME")]
 TrackingUri = Annotated[
     str | None, typer.Option(help="MLflow to look the model up in; default: MLFLOW_TRACKING_URI", metavar="URI")
@@ -73,19 +82,18 @@ def rollback(name: ModelName, config: RunConfigPath = None, tracking_uri: Tracki
 
 @model_app.command(rich_help_panel=USE)
 def specialize(
-    model: Model,
     labels: Labels,
     output: Annotated[Path, typer.Option(help="New folder for the specialized encoder", metavar="FOLDER")],
+    model: Model = None,
     templates: Templates = None,
     config: RunConfigPath = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Turn class names into a specialized encoder: a parameter delta of some tens of kilobytes."""
-    from pipeline.model_source import opened_bundle
     from training.specialize import save_specialized
     from training.specialize import specialize as make
 
-    with opened_bundle(model, tracking_uri=tracking_uri, config=config) as bundle:
+    with _opened(model, tracking_uri=tracking_uri, config=config) as bundle:
         encoder = make(bundle, _labels(labels), templates)
         save_specialized(encoder, output, bundle)
     size = sum(path.stat().st_size for path in output.iterdir())
@@ -94,9 +102,9 @@ def specialize(
 
 @model_app.command(rich_help_panel=USE)
 def classify(
-    model: Model,
     images: Annotated[list[Path], typer.Argument(help="JPEG, PNG or WebP files, or folders of them", metavar="IMAGE...")],
     labels: LabelsOrNone = None,
+    model: Model = None,
     encoder_folder: EncoderFolder = None,
     templates: Templates = None,
     top_k: Annotated[int, typer.Option(min=1, help="Labels shown for each picture")] = 3,
@@ -109,12 +117,11 @@ def classify(
     A picture that cannot be read is reported in its place; the exit status is then 1, or 2 when none could be read.
     """
     from pipeline.classify import Unreadable, classify_files, picture_files
-    from pipeline.model_source import opened_bundle
 
     paths = picture_files(images)
     table = Table(Column("picture", overflow="fold"), Column("label", overflow="fold"), "score", "match", box=None)
     unreadable: list[Unreadable] = []
-    with opened_bundle(model, tracking_uri=tracking_uri, config=config) as bundle:
+    with _opened(model, tracking_uri=tracking_uri, config=config) as bundle:
         encoder = _encoder(bundle, labels, templates, encoder_folder)
         for found in classify_files(bundle, encoder, paths, top_k=top_k):
             if as_json:
@@ -137,19 +144,18 @@ def classify(
 
 @model_app.command(rich_help_panel=USE)
 def export(
-    model: Model,
     output: Annotated[Path, typer.Option(help="New folder for the package", metavar="FOLDER")],
     labels: LabelsOrNone = None,
+    model: Model = None,
     encoder_folder: EncoderFolder = None,
     templates: Templates = None,
     config: RunConfigPath = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Write a specialized encoder as an ONNX package for a device; refused unless it computes what the model does."""
-    from pipeline.model_source import opened_bundle
     from training.export import export_package
 
-    with opened_bundle(model, tracking_uri=tracking_uri, config=config) as bundle:
+    with _opened(model, tracking_uri=tracking_uri, config=config) as bundle:
         report = export_package(bundle, _encoder(bundle, labels, templates, encoder_folder), output)
     out.print(
         f"{report.num_labels} labels, {report.model_bytes / 1e6:.1f} MB in {output}; how to use it: {output / 'README.md'}"
@@ -157,6 +163,16 @@ def export(
 
 
 # ---- common ----------------------------------------------------------------------------------------------------
+
+
+def _opened(model: str | None, *, tracking_uri: str | None, config: Path | None) -> "AbstractContextManager[Bundle]":
+    from pipeline.model_source import opened_bundle
+
+    if model is None and tracking_uri is not None:
+        raise BadInputError(
+            f"which model of {tracking_uri}? Say --model models:/NAME@champion; without --tracking-uri it is the shipped model"
+        )
+    return opened_bundle(model, tracking_uri=tracking_uri, config=config)
 
 
 def _encoder(bundle: "Bundle", labels: str | None, templates: list[str] | None, folder: Path | None) -> "SpecializedEncoder":

@@ -1,4 +1,4 @@
-"""Which model a command means: a bundle folder, or a registered version."""
+"""Which model a command means: a bundle folder, a registered version, or the one that is shipped."""
 
 import os
 import re
@@ -7,24 +7,43 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from rich.markup import escape
+
 from infra import storage
 from infra.errors import BadInputError
-from infra.model_registry import ModelRegistry
+from infra.model_registry import CHAMPION, ModelRegistry
 from infra.tracking import Tracker, TrackingConfig
 from pipeline.config import load_run_config
+from pipeline.console import err
 from serving.model_source import find_bundle
 from training.bundle import Bundle, load_bundle
+from training.shipped import MODEL_PAGE, shipped_model_folder
 
 REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)[/@](?P<version>[^/@]+)")
 
 
 @contextmanager
-def opened_bundle(model: str, *, tracking_uri: str | None, config: Path | None) -> Iterator[Bundle]:
-    """Load the bundle that `model` names: a folder, or `models:/NAME@ALIAS`, or `models:/NAME/VERSION`.
+def opened_bundle(
+    model: str | None, *, tracking_uri: str | None, config: Path | None, named_by: str = "--model"
+) -> Iterator[Bundle]:
+    """Load the bundle that is meant: of the model that is named; else of the champion of the run; else the shipped one.
+
+    Args:
+        model: a folder, or `models:/NAME@ALIAS`, or `models:/NAME/VERSION`.
+        config: the run in whose MLflow registered models lie.
+        named_by: how another model is named, told where the shipped one is used.
 
     Raises:
         BadInputError: no such folder, model or version, or no MLflow is named.
     """
+    if model is None and config is None:
+        bundle = load_bundle(shipped_model_folder())
+        err.print(f"[dim]{escape(shipped_model_is_used(bundle.model.config.name, named_by=named_by))}[/]")
+        yield bundle
+        return
+    if model is None:
+        assert config is not None
+        model = f"models:/{load_run_config(config).name}@{CHAMPION}"
     if not model.startswith("models:/"):
         if not storage.exists(model):
             hint = "" if "/" in model else f"; if it is the name of a registered model, say models:/{model}@champion"
@@ -39,6 +58,10 @@ def opened_bundle(model: str, *, tracking_uri: str | None, config: Path | None) 
     with TemporaryDirectory(prefix="hyperclip-model-") as temporary:
         version = registry.version(match["name"], match["version"])
         yield load_bundle(find_bundle(registry.download_model(version, Path(temporary))))
+
+
+def shipped_model_is_used(name: str, *, named_by: str) -> str:
+    return f"using the shipped model {name} ({MODEL_PAGE}); name another with {named_by}"
 
 
 def tracker_of(*, tracking_uri: str | None, config: Path | None) -> Tracker:

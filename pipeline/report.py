@@ -11,10 +11,11 @@ from infra import storage
 from infra.tracking import Tracker
 from pipeline.config import DatasetName, RunConfig
 from pipeline.data_steps import raw_step_name
-from pipeline.showcase_steps import PREDICTIONS_NAME, ServedPredictions
+from pipeline.shipped_step import why_no_contest
+from pipeline.showcase import Showcase, read_showcase
 from pipeline.steps import PlannedStep, StepRecord
 from training.evaluation.plots import accuracy_plot, new_figure, png
-from training.evaluation.result import FamilyResult
+from training.evaluation.result import FamilyResult, ZeroShotResult
 from training.evaluation.result_files import read_result
 from training.metrics_log import read_metrics
 from training.shard_reader import ShardReader
@@ -31,9 +32,7 @@ def write_report(
     evaluation = read_result(uris["evaluate"])
     reader = ShardReader.open(uris["shard-evaluation"])
     metrics = read_metrics(uris["train"])
-    served = None
-    if "serve" in uris:
-        served = storage.read_model(storage.join(uris["serve"], PREDICTIONS_NAME), ServedPredictions)
+    showcase = read_showcase(uris)
     page = _template().render(
         config=config,
         steps=[(entry.step, records[entry.step.name]) for entry in planned],
@@ -44,8 +43,12 @@ def write_report(
         accuracies=_picture(accuracy_plot(evaluation)),
         evaluation=evaluation,
         shown=[(_sample(reader, shown.sample), shown) for shown in evaluation.shown],
-        served=served,
-        served_shown=[(_sample(reader, shown.sample), shown) for shown in served.predictions] if served else [],
+        showcase=showcase,
+        asked=[(_sample(reader, trained.sample), trained, shipped) for trained, shipped in showcase.pairs()]
+        if showcase
+        else [],
+        beside=_beside(evaluation, showcase),
+        why_no_contest=why_no_contest(config),
         tracking=config.resolved_tracking,
         run_id=run_id,
         config_json=config.model_dump_json(indent=2),
@@ -79,6 +82,12 @@ def verdict(result: FamilyResult) -> str:
             "specialization helps: it is above the neutral parameters and above another task's names, each beyond the intervals"
         )
     return f"With {result.family.title}, {says} ({numbers})."
+
+
+def _beside(ours: ZeroShotResult, showcase: Showcase | None) -> list[tuple[FamilyResult, FamilyResult]]:
+    """Families of tasks that both models were given: of the trained one, and of the shipped one."""
+    theirs = showcase.shipped_evaluation if showcase else None
+    return [(one, other) for one in ours.families for other in theirs.families if one.family == other.family] if theirs else []
 
 
 def _funnel(config: RunConfig, name: DatasetName, records: Mapping[str, StepRecord]) -> dict[str, Any]:

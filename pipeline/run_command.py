@@ -26,10 +26,17 @@ def run_until(config: Path, overrides: list[str] | None, *, until: str | None) -
     """Run a configuration up to a step, or to its end; then say where everything is."""
     from pipeline.config import load_run_config
     from pipeline.runner import run as run_steps
+    from pipeline.shipped_step import why_no_contest
+    from pipeline.showcase import showcase_table
 
     settings = load_run_config(config, tuple(overrides or ()))
     finished = run_steps(settings, ConsoleObserver(), until=until)
     out.print()
+    if finished.showcase is not None:
+        out.print(showcase_table(finished.showcase))
+        if finished.showcase.shipped is not None:
+            out.print(f"[dim]{escape(why_no_contest(settings))}[/]")
+        out.print()
     tracking = settings.resolved_tracking.uri
     if "register" in finished.records:
         facts = finished.records["register"].facts

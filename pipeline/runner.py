@@ -18,6 +18,8 @@ from pipeline.config import RunConfig
 from pipeline.data_steps import data_steps
 from pipeline.model_steps import model_steps
 from pipeline.report import write_report
+from pipeline.shipped_step import shipped_step
+from pipeline.showcase import Showcase, read_showcase
 from pipeline.showcase_steps import showcase_steps
 from pipeline.steps import RECORD_NAME, PlannedStep, Progress, Step, StepContext, StepRecord, StepResult, plan_steps
 
@@ -59,6 +61,8 @@ class FinishedRun(StrictModel):
     records: dict[str, StepRecord]
     report_uri: str | None
     run_id: str
+    showcase: Showcase | None = None
+    """Where the run has one and went to its end."""
 
 
 def plan(config: RunConfig) -> list[PlannedStep]:
@@ -69,7 +73,9 @@ def plan(config: RunConfig) -> list[PlannedStep]:
     """
     steps = [*data_steps(config, "train"), *data_steps(config, "evaluation"), *model_steps(config)]
     if config.showcase:
-        steps += showcase_steps(config.showcase)
+        export, serve = showcase_steps(config.showcase)
+        beside = [shipped_step(config, config.showcase)] if config.showcase.beside_shipped else []
+        steps += [export, *beside, serve]
     return plan_steps(steps, config.workspace_uri)
 
 
@@ -87,7 +93,8 @@ def run(config: RunConfig, observer: StepObserver, *, until: str | None = None) 
         with ending(tracker, state.run_id):
             records = run_steps(config, planned, tracker, state, observer)
             report_uri = write_report(config, planned, records, tracker, state.run_id) if until is None else None
-    return FinishedRun(records=records, report_uri=report_uri, run_id=state.run_id)
+    showcase = read_showcase({entry.step.name: entry.output_uri for entry in planned}) if until is None else None
+    return FinishedRun(records=records, report_uri=report_uri, run_id=state.run_id, showcase=showcase)
 
 
 def run_steps(

@@ -52,7 +52,7 @@ class ServedPredictions(StrictModel):
 
 def showcase_steps(showcase: ShowcaseConfig) -> list[Step]:
     """Export and serve the classifier of the showcase labels."""
-    settings = showcase.model_dump(mode="json")
+    settings = showcase.model_dump(mode="json", exclude={"beside_shipped"})
     return [
         Step(
             name="export",

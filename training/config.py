@@ -227,7 +227,7 @@ class TrainConfig(StrictModel):
     @model_validator(mode="after")
     def _every_topic_has_a_delta(self) -> "TrainConfig":
         if self.conditioning.topics and self.conditioning.coherence == "neighbours":
-            raise ValueError("conditioning.topics says which topics make groups, coherence=neighbours that none do: leave one out")
+            raise ValueError("conditioning.topics says which topics make groups, coherence=neighbours that none do: choose one")
         topics, hypernetwork = self.conditioning.topics, self.architecture().hypernetwork
         if not self.conditioning.routing_weight or hypernetwork is None:
             return self

@@ -1,4 +1,6 @@
-"""The model card that travels with a bundle."""
+"""The model card that travels with a bundle, and what is added to it when the bundle becomes the shipped model."""
+
+from dataclasses import dataclass
 
 from jinja2 import Template
 
@@ -54,3 +56,59 @@ and on nothing else: judge it on pictures like yours before relying on it, and m
 
 def model_card(config: TrainConfig, state: TrainState) -> str:
     return _CARD.render(config=config, model=config.architecture(), state=state)
+
+
+@dataclass(frozen=True)
+class RoundingError:
+    """How far the stored model is from the trained one: largest absolute differences of features, which are unit vectors."""
+
+    neutral: float
+    """Of pictures, without names."""
+    specialized: float
+    """Of pictures, under the parameters made from the names."""
+    text: float
+    same_answer: float
+    """Share of the pictures that both call the same."""
+    num_pictures: int
+    num_labels: int
+
+    def __str__(self) -> str:
+        return (
+            f"features differ by at most {self.neutral:.1g} (neutral), {self.specialized:.1g} (specialized), {self.text:.1g} "
+            f"(names); the same answer among {self.num_labels} names for {self.same_answer:.1%} "
+            f"of {self.num_pictures:,} pictures"
+        )
+
+
+_AS_SHIPPED = Template(
+    """{{ trained_card }}
+
+## As it is shipped
+
+The model that `hyperclip classify`, `specialize`, `export`, `evaluate` and `serve` use where no other is named.
+
+- **Data**: drawings, such as emoji and icons, under open licences, at 64 x 64 pixels.  `NOTICE` beside this file names every
+  source with its licence and its number of pictures.
+- **It knows drawings, not photographs**: on a photograph its answer is a guess, and its `score`, which only says how the
+  names share the picture, may be high all the same.
+- **It knows the names its pictures had**: everyday English nouns.  Other languages, proper names, long descriptions, counts and
+  positions mean little to it.  Nothing was done against the bias of its sources, which show what is usual where they are from.
+- **Not for** decisions about people, for medicine, for safety, for reading text.  It is there to try the project, to test
+  against, and to start a training from (`training.init_from`).
+- **Weights**: float16, but for vectors and scalars (statistics, scales, biases), and read back to float32.  Against the trained
+  weights (bundle `{{ trained_from[:12] }}`)
+  {{ rounding }}.
+- **Evaluation**: `evaluation.json` beside this file where it is there; docs/model.md of the project shows its figures.
+""",
+    trim_blocks=True,
+    autoescape=False,
+)
+
+
+def shipped_model_card(trained_card: str, *, rounding: RoundingError, trained_from: str) -> str:
+    """The card of a bundle, and what is to be known of it as the shipped model.
+
+    Args:
+        trained_from: digest of the bundle with the weights as they were trained.
+    """
+    return _AS_SHIPPED.render(trained_card=trained_card.rstrip(), rounding=rounding, trained_from=trained_from) + "\n"

@@ -44,7 +44,7 @@ def test_a_picture_that_cannot_be_used_is_named(
     hyperclip: Command, bundle: str, tmp_path: Path, content: bytes, says: str
 ) -> None:
     (tmp_path / "photo.jpg").write_bytes(content)
-    ended = hyperclip("classify", bundle, str(tmp_path / "photo.jpg"), "--labels", "cat,dog")
+    ended = hyperclip("classify", "--model", bundle, str(tmp_path / "photo.jpg"), "--labels", "cat,dog")
     assert ended.status == 2
     assert f"{tmp_path}/photo.jpg: " in ended.error
     assert says in ended.error
@@ -57,7 +57,7 @@ def test_an_empty_list_of_labels_is_refused(hyperclip: Command, bundle: str, tmp
     (tmp_path / "labels.txt").write_text("\n \n")
     (tmp_path / "photo.png").write_bytes(picture_bytes(40, 40))
     rest = [str(tmp_path / "photo.png")] if command == "classify" else ["--output", str(tmp_path / "made")]
-    ended = hyperclip(command, bundle, *rest, "--labels", labels.replace("FILE", str(tmp_path / "labels.txt")))
+    ended = hyperclip(command, "--model", bundle, *rest, "--labels", labels.replace("FILE", str(tmp_path / "labels.txt")))
     assert ended.status == 2
     assert "label" in ended.error
     assert not (tmp_path / "made").exists()
@@ -67,14 +67,15 @@ def test_an_empty_list_of_labels_is_refused(hyperclip: Command, bundle: str, tmp
     ("arguments", "says"),
     [
         (
-            ["classify", "nowhere", "PICTURE", "--labels", "a,b"],
+            ["classify", "--model", "nowhere", "PICTURE", "--labels", "a,b"],
             "no bundle folder 'nowhere'; if it is the name of a registered",
         ),
-        (["classify", "no/where", "PICTURE", "--labels", "a,b"], "no bundle folder 'no/where'\n"),
-        (["classify", "BUNDLE", "missing.jpg", "--labels", "a,b"], "missing.jpg: cannot be read: No such file"),
-        (["classify", "BUNDLE", "PICTURE", "--labels", "@missing.txt"], "cannot read missing.txt"),
-        (["classify", "models:/m@champion", "PICTURE", "--labels", "a,b"], "which MLflow?"),
-        (["classify", "models:/m", "PICTURE", "--labels", "a,b"], "models:/NAME@ALIAS"),
+        (["classify", "--model", "no/where", "PICTURE", "--labels", "a,b"], "no bundle folder 'no/where'\n"),
+        (["classify", "--model", "BUNDLE", "missing.jpg", "--labels", "a,b"], "missing.jpg: cannot be read: No such file"),
+        (["classify", "--model", "BUNDLE", "PICTURE", "--labels", "@missing.txt"], "cannot read missing.txt"),
+        (["classify", "--model", "models:/m@champion", "PICTURE", "--labels", "a,b"], "which MLflow?"),
+        (["classify", "--model", "models:/m", "PICTURE", "--labels", "a,b"], "models:/NAME@ALIAS"),
+        (["classify", "PICTURE", "--labels", "a,b", "--tracking-uri", "sqlite:////nowhere/x.db"], "which model of sqlite:"),
         (["promote", "m", "1", "--tracking-uri", "sqlite:////nowhere/x.db"], "no MLflow database"),
         (["promote", "m", "1", "--tracking-uri", "sqlite:////nowhere/x.db", "--config", QUICKSTART], "give one of them"),
     ],

@@ -196,7 +196,7 @@ def test_commands_find_mlflow_through_the_configuration_of_a_run(
     told = CliRunner().invoke(app, ["rollback", versions, "--config", str(config)])
     assert told.output == f"{versions} version 3 is the champion again.\n"
     refused = CliRunner().invoke(
-        app, ["export", "models:/none@champion", "--output", "x", "--labels", "a", "--config", str(config)]
+        app, ["export", "--model", "models:/none@champion", "--output", "x", "--labels", "a", "--config", str(config)]
     )
     assert f"there is no model 'none' in {tracker.config.uri}; models: " in str(refused.exception)
     config.write_text(f"{text}\n".replace("runs/quickstart", f"{tmp_path}/other"))  # MLflow lies in the workspace

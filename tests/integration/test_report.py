@@ -1,5 +1,6 @@
 """The report says what the records say, and what strangers wrote on the web stays text."""
 
+import io
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -8,12 +9,15 @@ from typing import NamedTuple
 
 import mlflow
 import pytest
+from rich.console import Console
 
 from infra import storage
 from infra.tracking import Tracker, TrackingConfig
 from pipeline.config import RunConfig, load_run_config
 from pipeline.report import verdict, write_report
 from pipeline.runner import plan
+from pipeline.shipped_step import ShippedAnswers
+from pipeline.showcase import read_showcase, showcase_table
 from pipeline.showcase_steps import ServedPrediction, ServedPredictions
 from pipeline.steps import PlannedStep, StepRecord
 from tests.evaluation_results import family_result, zero_shot_result
@@ -75,7 +79,9 @@ def written(tmp_path_factory: pytest.TempPathFactory, new_tracking: Callable[[Pa
     """The report of a run whose steps left these records."""
     root = tmp_path_factory.mktemp("report")
     new_tracking(root / "w")
-    config = load_run_config(QUICKSTART, (f"workspace={root}/w", "showcase={labels: [cat, dog], num_pictures: 2}"))
+    config = load_run_config(
+        QUICKSTART, (f"workspace={root}/w", "showcase={labels: [cat, dog], num_pictures: 2, beside_shipped: true}")
+    )
     planned = plan(config)
     evaluation = leave_outputs(planned)
     records = {entry.step.name: record_of(entry) for entry in planned}
@@ -113,6 +119,17 @@ def leave_outputs(planned: list[PlannedStep]) -> ZeroShotResult:
         ),
     )
     storage.write_atomic(f"{uris['serve']}/predictions.json", served.model_dump_json())
+    answers = ShippedAnswers(
+        model_name="small",
+        bundle_digest="b" * 64,
+        predictions=(
+            ServedPrediction(sample=0, truth="cat", predicted=HOSTILE, score=0.3),
+            ServedPrediction(sample=1, truth=HOSTILE, predicted=HOSTILE, score=0.7),
+        ),
+    )
+    storage.write_atomic(f"{uris['shipped']}/answers.json", answers.model_dump_json())
+    theirs = zero_shot_result((family_result({"specialized": 0.6}, half=0.03),))
+    storage.write_atomic(f"{uris['shipped']}/evaluation.json", theirs.model_dump_json())
     return evaluation
 
 
@@ -132,6 +149,7 @@ def test_what_strangers_wrote_stays_text(written: Written) -> None:
     assert not [name for _, attributes in tags for name in attributes if name.startswith("on")]
     assert {attributes["src"][:11] for tag, attributes in tags if tag == "img" and attributes["src"]} == {"data:image/"}
     assert [attributes["alt"] for tag, attributes in tags if tag == "img"].count(HOSTILE) == 2
+    assert "onerror" not in {name for _, attributes in tags for name in attributes}
     assert HOSTILE in written.page.text  # shown as it was written, and not run as a template either
     assert "49" not in re.findall(r"onerror=alert\(2\)> (\d+)", written.page.text)
 
@@ -190,6 +208,31 @@ def test_every_step_is_there_with_its_summary(written: Written) -> None:
     rows = written.page.table("result")
     assert [row[0] for row in rows] == list(written.records)
     assert [row[1] for row in rows] == [record.summary for record in written.records.values()]
+
+
+def test_the_shipped_model_stands_beside_the_trained_one_and_it_is_said_that_this_is_no_contest(written: Written) -> None:
+    assert written.page.table("this run's model")[:2] == [
+        ["cat", "✓ cat 90.0%", f"✗ {HOSTILE} 30.0%"],
+        [HOSTILE, "✗ cat 60.0%", f"✓ {HOSTILE} 70.0%"],
+    ]
+    assert written.page.table("specialized, in the same tasks") == [
+        ["10 names, random", "10.0%", "43.2% (40.2% to 46.2%)", "60.0% (57.0% to 63.0%)"],
+        ["pictures above", "", "1 of 2", "1 of 2"],
+    ]
+    text = " ".join(written.page.text.split())
+    assert "so this is no contest of methods" in text
+    assert "has not seen the artist of these pictures (Fluent Emoji, flat style) either" in text
+    assert "bundle bbbbbbbbbbbb" in text
+
+
+def test_the_terminal_shows_both_answers_to_each_picture(written: Written) -> None:
+    showcase = read_showcase({entry.step.name: entry.output_uri for entry in plan(written.config)})
+    assert showcase is not None
+    console = Console(width=1000, record=True, file=io.StringIO())
+    console.print(showcase_table(showcase))
+    lines = [line.split() for line in console.export_text().splitlines()]
+    assert " ".join(lines[0]) == "picture of this run's model shipped model"
+    assert lines[1] == ["cat", "✓", "cat", "90%", "✗", *HOSTILE.split(), "30%"]
 
 
 def test_the_service_and_the_run_are_named(written: Written) -> None:

@@ -1,0 +1,33 @@
+"""The model that comes with the project: a bundle among the package data, used where no other model is named.
+
+`python -m pipeline.ship` puts it there; docs/model.md says what it is.
+"""
+
+from pathlib import Path
+
+from infra import storage
+from infra.errors import BadInputError
+from training.bundle import BundleConfig
+
+MODEL_PAGE = "docs/model.md"
+EVALUATION_NAME, NOTICE_NAME = "evaluation.json", "NOTICE"
+"""Beside the bundle: what `hyperclip evaluate` said of it, where that is there; the licences of what it was trained on."""
+MAX_BYTES = 25_000_000
+"""Of the whole folder: it travels with every clone, wheel and image."""
+
+
+def shipped_model_folder() -> Path:
+    """Where the bundle lies in this installation."""
+    return Path(__file__).parent / "shipped_model"
+
+
+def shipped_model_name() -> str:
+    """Of its architecture.
+
+    Raises:
+        BadInputError: this installation lacks the model.
+    """
+    uri = str(shipped_model_folder() / "config.json")
+    if not storage.exists(uri):
+        raise BadInputError(f"{uri} is missing: this installation came without the shipped model; name a model of yours")
+    return str(storage.read_model(uri, BundleConfig).model["name"])
