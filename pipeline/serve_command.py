@@ -77,7 +77,7 @@ def _shipped(overrides: list[str] | tuple[str, ...]) -> _Meant:
     name = shipped_model_name()
     serving = ServingConfig(
         bundle_uri=str(shipped_model_folder()),
-        model_name=name,
+        model_name="shipped-model",  # the page shows the architecture beside it
         task_store_uri=str(TASKS_OF_SHIPPED.expanduser()),
         **settings.serving.model_dump(),
     )
