@@ -199,6 +199,8 @@ def test_commands_find_mlflow_through_the_configuration_of_a_run(
         app, ["export", "--model", "models:/none@champion", "--output", "x", "--labels", "a", "--config", str(config)]
     )
     assert f"there is no model 'none' in {tracker.config.uri}; models: " in str(refused.exception)
+    refused = CliRunner().invoke(app, ["export", "--output", "x", "--labels", "a", "--config", str(config)])
+    assert "there is no model 'hyperclip-quickstart'" in str(refused.exception)  # not the shipped one: the run is named
     config.write_text(f"{text}\n".replace("runs/quickstart", f"{tmp_path}/other"))  # MLflow lies in the workspace
     refused = CliRunner().invoke(app, ["rollback", versions, "--config", str(config)])
     assert f"there is no MLflow database at sqlite:///{tmp_path}/other/mlflow/mlflow.db" in str(refused.exception)

@@ -8,6 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
+import httpx
 import pytest
 
 from data_prep.sample.pictures import read_sample
@@ -71,6 +72,7 @@ def test_serve_needs_no_run_and_no_network(tmp_path: Path, photo: Path) -> None:
                 f"using the shipped model {shipped_model_name()} (docs/model.md); name another with hyperclip serve CONFIG"
                 in said
             )
+            assert "Name the classes" in httpx.get(f"{found[1]}/", trust_env=False).raise_for_status().text
             with ServingClient(found[1]) as client:
                 task = client.create_task(LABELS)
                 answer = client.classify(task.task_id, [photo.read_bytes()], top_k=3)

@@ -1,5 +1,10 @@
 """The shipped model is whole, small and described; and what makes one refuses what must not be shipped."""
 
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -37,6 +42,21 @@ def test_it_is_whole_small_and_a_hyperclip() -> None:
     assert bundle.model.hypernetwork is not None
     assert "drawings, not photographs" in (folder / "README.md").read_text()
     assert "licensed under the Apache License 2.0" in (folder / NOTICE_NAME).read_text()
+
+
+@pytest.mark.parametrize("kind", ["sdist", "wheel"])
+def test_it_is_in_a_distribution(tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("setuptools", minversion="80")  # as pyproject.toml asks for
+    root = tmp_path / "checkout"
+    shutil.copytree(shipped_model_folder().parent, root / "training", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(PAGE_PATH.parents[1] / name, root)
+    code = f"from setuptools import build_meta; build_meta.build_{kind}('dist')"
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True)
+    (archive,) = (root / "dist").iterdir()
+    names = zipfile.ZipFile(archive).namelist() if kind == "wheel" else tarfile.open(archive).getnames()  # noqa: SIM115
+    inside = {name.partition("training/shipped_model/")[2] for name in names} - {""}
+    assert inside == {path.name for path in shipped_model_folder().iterdir()}
 
 
 def test_its_page_has_the_figures_of_its_files(tmp_path: Path) -> None:
