@@ -91,6 +91,8 @@ def results_of(arguments: argparse.Namespace) -> Results:
     changed = on_folder({**tree, "base": str(base)}, folder, workspace=workspace)
     if arguments.pictures is None:  # its sources have other names
         changed["set"]["training.source_weights"] = {}
+        for arm in changed["arms"].values():
+            arm["set"].pop("training.source_weights", None)
     if small:
         changed = shortened(changed, **small)
     if arguments.seeds is not None:
