@@ -189,7 +189,7 @@ def main() -> int:
     twins, hyperclips, folder, smoke = chosen_bundles(arguments)
     small = arguments.quick or arguments.pictures is None
     sizes = Sizes(
-        steps=arguments.steps or (10 if arguments.quick else 40 if small else 120),
+        steps=arguments.steps or (10 if arguments.quick else 40 if small else 100),
         batch=32 if arguments.quick else 64,
         topics=arguments.topics or (2 if arguments.quick else None),
     )

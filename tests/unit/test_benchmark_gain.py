@@ -31,6 +31,7 @@ MEANS = {
     PLAIN: 0.52,
     "siglip-more.neutral_centred": 0.53,
     "siglip-more.neutral_orthogonal": 0.55,
+    "siglip-choice.neutral": 0.53,
     "twin.neutral": 0.53,
     "tokens.specialized": 0.54,
 }
@@ -67,6 +68,7 @@ def test_a_gain_is_judged_against_the_better_trick_and_by_its_whole_interval() -
     assert points == pytest.approx(
         {
             "over_matched_siglip": 8,
+            "over_siglip_by_choice": 7,
             "over_best_free_trick": 5,  # the orthogonal prototypes, not the centred ones
             "over_tokens": 6,
             "over_swapped": 10,
@@ -84,6 +86,7 @@ def test_a_gain_is_judged_against_the_better_trick_and_by_its_whole_interval() -
     [
         ({PLAIN: 0.60}, ["over_matched_siglip", "target"]),
         ({PLAIN: 0.57}, ["target"]),  # above 0, and below five points
+        ({"siglip-choice.neutral": 0.60}, ["over_siglip_by_choice"]),
         ({"tokens.specialized": 0.60}, ["over_tokens"]),
         ({"siglip-more.neutral_centred": 0.61}, ["over_best_free_trick"]),
         ({SWAPPED: 0.60}, ["over_swapped", "swapped_minus_neutral"]),
