@@ -123,7 +123,7 @@ def table(measures: dict[str, dict[str, Any]]) -> Iterator[str]:
     """Lines for people."""
     for name, one in measures.items():
         if one["value"] is None:
-            yield f"  {name:<56} not measured: {one.get('note', '')}"
+            yield f"  {name:<56} not measured: {one.get('note', '')}{'' if one['ok'] else '   MISSED'}"
             continue
         interval = f" ({one['low']:+.2f} to {one['high']:+.2f})" if "low" in one else ""
         goal = "" if "goal" not in one else "   met" if one["ok"] else "   MISSED"
