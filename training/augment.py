@@ -46,6 +46,8 @@ def augmented(picture: bytes, config: AugmentConfig, *, out: np.ndarray, rng: np
         out[:] = brightened(resized, gain)
     else:
         out[:] = resized
+    if config.grayscale_share and rng.random() < config.grayscale_share:
+        out[:] = grayscale(out, high_contrast=bool(rng.random() < 0.5))
 
 
 def _random_crop(width: int, height: int, min_scale: float, rng: np.random.Generator) -> Box:
@@ -71,6 +73,15 @@ def _resized(pixels: np.ndarray, *, side: int) -> np.ndarray:
     """
     rows = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # (1, 3, H, W), still channels last in memory
     return F.interpolate(rows, (side, side), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
+
+
+def grayscale(pixels: np.ndarray, *, high_contrast: bool) -> np.ndarray:
+    """(S, S, 3) uint8 -> (S, S, 1) uint8: the mean of the channels, at most two and a half times as far from its mean."""
+    gray = pixels.sum(axis=2, keepdims=True, dtype=np.int32) // 3
+    if high_contrast:
+        middle = int(gray.sum()) // gray.size
+        gray = (middle + (gray - middle) * 5 // 2).clip(0, 255)
+    return gray.astype(np.uint8)
 
 
 def brightened(pixels: np.ndarray, gain: np.ndarray) -> np.ndarray:

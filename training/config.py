@@ -23,6 +23,9 @@ class AugmentConfig(StrictModel):
     """Smallest share of the picture's area that a random crop keeps."""
     colour_jitter: float = Field(default=0.3, ge=0, le=1)
     """Largest relative change of brightness and of each channel."""
+    grayscale_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of pictures that lose their colour, half of them with strong contrast besides, as line drawings and prints have it.
+    A model that is to read styles which its training lacks must not lean on colour."""
     random_background: bool = True
     """Lay transparency over a random colour, or the model keys on white."""
 
