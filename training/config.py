@@ -55,7 +55,7 @@ class ConditioningConfig(StrictModel):
     that has none of them.  Empty: groups of any size along topics."""
     routing_weight: NonNegativeFloat = 0.0
     """Weight of the cross-entropy that says which learned delta of `generation.basis` a set should be made of: delta k + 1 for
-    sets of topic k of `topics`, delta 0 for any other.  Left to themselves all learned deltas begin alike and stay so."""
+    sets of topic k of `topics`, none for any other.  Left to themselves all learned deltas begin alike and stay so."""
     distractor_share: float = Field(default=0.0, ge=0)
     """Names from other groups added to a set, as a share of its own names."""
     loss: Literal["sigmoid", "softmax"] = "sigmoid"

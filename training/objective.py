@@ -253,7 +253,8 @@ def _squared_norm(delta: Tensor | None, conditioned: Tensor) -> Tensor:
 def _routing_loss(code: Tensor, plan: ConditioningPlan) -> Tensor:
     """() mean over the conditioned sets, the same on every rank; (G, K) mixtures."""
     conditioned = plan.conditioned.to(code.device)
-    share = code.float().gather(1, plan.learned_delta.to(code.device)[:, None])[:, 0].clamp_min(1e-9)  # (G,)
+    shares = torch.cat([1 - code[:, :1], code[:, 1:]], dim=1).float()  # of no delta, and of each learned one
+    share = shares.gather(1, plan.learned_delta.to(code.device)[:, None])[:, 0].clamp_min(1e-9)  # (G,)
     return -(share.log() * conditioned).sum() / conditioned.sum().clamp_min(1)
 
 

@@ -1,8 +1,8 @@
 """Topics of pictures, and coherent groups of one topic each.
 
 A picture's topic is the part of its `group` before the first "/".  Where a run names topics, a coherent batch makes a group of
-each, and the learned deltas of the hypernetwork's basis can be told apart by them: delta k + 1 is for sets of topic k, delta 0
-for any other set.  Shapes: N contrastive batch, G groups.
+each, and the learned deltas of the hypernetwork's basis can be told apart by them: delta k + 1 is for sets of topic k, and any
+other set has none.  Shapes: N contrastive batch, G groups.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 OTHER_SETS = 0
-"""The learned delta of sets that are of no one topic."""
+"""The way of sets that are of no one topic: no delta."""
 
 MIN_TOPIC_SAMPLES = 4
 """A topic with fewer samples in the batch goes with the others: it would make no set."""

@@ -62,9 +62,11 @@ def test_a_delta_of_a_basis_is_a_mixture_of_its_deltas() -> None:
     network = hypernetwork(basis=6)
     code = network.code(names(3, 10))
     assert code.shape == (3, 6) and bool((code > 0).all())
-    assert_close(code.sum(dim=1), torch.ones(3))
-    assert_close(network(names(3, 10)), code @ network.output.weight.T + network.output.bias)
-    assert network.output.weight.shape == (50, 6)
+    share = torch.cat([1 - code[:, :1], code[:, 1:]], dim=1)
+    assert_close(share.sum(dim=1), torch.ones(3))
+    common, learned = network.output.weight[:, 0], network.output.weight[:, 1:]
+    assert_close(network(names(3, 10)), share[:, 1:] @ (learned + common[:, None]).T)  # way 0 is no delta
+    assert network.output.bias is None and network.output.weight.shape == (50, 6)
     with pytest.raises(ValueError, match="basis=1: there must be at least two"):
         hypernetwork(basis=1)
 

@@ -6,12 +6,12 @@ after HyperCLIP (arXiv 2412.16777), with two changes: it generates *deltas* to l
 zero, so that at step 0 the model is its SigLIP twin.  No part of it knows an order, so the order of the names changes nothing
 beyond rounding.
 
-Two options, alone or together.  A *basis*: the code is a softmax over K learned deltas, and the delta their mixture, with
-one more, the bias, that all sets share, so that each of the K has to learn only what is its own.  *Zero
-mean*: a running mean of the code over the label sets of training is taken from it before the last layer, which has no bias.  As
-that layer is linear, so is the mean taken from the delta; and unlike a mean taken from the delta itself, it leaves the last
-layer no gradient along a constant delta, which the base parameters should learn and the neutral ones with them.
-
+Two options, alone or together.  A *basis*: a softmax over K ways says what the delta is a mixture of: no delta at all (way 0),
+or one of K - 1 learned deltas, which have a part in common so that each has to learn only what is its own.  A set that is like
+none of those that the learned deltas are for then has the neutral parameters, and nothing to lose.  *Zero mean*: a running mean
+of the code over the label sets of training is taken from it before the last layer, which has no bias.  As that layer is linear,
+so is the mean taken from the delta; and unlike a mean taken from the delta itself, it leaves the last layer no gradient along a
+constant delta, which the base parameters should learn and the neutral ones with them.
 And a control: *tokens* of its own that it reads instead of the names.  Then the delta is the same for every set, and what a
 model gains by it is capacity, not specialization.
 Shapes: G groups, C names in a set (padded), D embedding, K values of a code, P generated values.
@@ -37,8 +37,8 @@ class HypernetworkConfig:
     bottleneck: int
     """Values per name that survive into the mean: what a set can say about itself."""
     basis: int | None = None
-    """Number of learned deltas that a set mixes (a softmax says how), so that a task is so many numbers; None: the delta is a
-    linear map of the mean."""
+    """K, the ways to be specialized that a set mixes, way 0 being not at all, so that a task is so many numbers; None: the
+    delta is a linear map of the mean."""
     zero_mean: bool = False
     """Whether deltas have zero mean over the label sets of training, so that the neutral parameters are the average."""
     tokens: int | None = None
@@ -74,7 +74,7 @@ class Hypernetwork(nn.Module):
         self.mix = nn.Linear(config.bottleneck, config.basis) if config.basis else None
         if self.mix is not None:
             nn.init.normal_(self.mix.weight, std=2 * config.bottleneck**-0.5)  # or all K would begin with the same gradient
-        self.output = nn.Linear(code_size, num_values, bias=not config.zero_mean)
+        self.output = nn.Linear(code_size, num_values, bias=not (config.basis or config.zero_mean))
         nn.init.zeros_(self.output.weight)
         if self.output.bias is not None:
             nn.init.zeros_(self.output.bias)
@@ -117,7 +117,10 @@ class Hypernetwork(nn.Module):
         else:
             weight = mask.to(x.dtype)[:, :, None]
             pooled = (x * weight).sum(dim=1) / weight.sum(dim=1)
-        return pooled if self.mix is None else self.mix(pooled).softmax(dim=-1)
+        if self.mix is None:
+            return pooled
+        share = self.mix(pooled).softmax(dim=-1)
+        return torch.cat([1 - share[:, :1], share[:, 1:]], dim=1)  # of the part in common, and of each learned delta
 
     def decode(self, code: Tensor) -> Tensor:
         """(G, K) -> (G, P)."""
