@@ -114,7 +114,7 @@ def gain_plot(result: ZeroShotResult) -> Any | None:
     axes.set_yticks(range(len(topics)), [f"{one.topic} ({one.num_tasks})" for one in topics])
     axes.set(title=f"Gain of specialization by topic (tasks)\n{family.family.title}", xlabel="points of accuracy")
     axes.set_ylim(-0.6, len(topics) - 0.4)
-    axes.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0, symbol=""))
+    axes.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None, symbol=""))
     axes.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside lower center", frameon=False, ncols=2)
     return figure
