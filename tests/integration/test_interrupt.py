@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,15 @@ pytestmark = pytest.mark.integration
 QUICKSTART = Path(__file__).parents[2] / "pipeline" / "configs" / "quickstart.yaml"
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """What a script starts in the background ignores Ctrl-C, and so would everything that the tests start then."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_a_run_with_a_line_that_says_how_to_go_on(
     tmp_path: Path, new_tracking: Callable[[Path], TrackingConfig]
 ) -> None:
