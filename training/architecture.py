@@ -26,7 +26,7 @@ class GenerationConfig(StrictModel):
     projection_rank: PositiveInt | None = None
     """So many values a task for each dimension of the embedding."""
     basis: int | None = Field(default=None, ge=2)
-    """Number of learned deltas that a set of names mixes, instead of a linear map to a delta of its own."""
+    """A set of names mixes one learned delta less than this, or none at all, instead of a linear map to a delta of its own."""
     zero_mean: bool | None = None
     """Whether deltas have zero mean over the label sets of training, so that the neutral parameters are the average."""
     tokens: PositiveInt | None = None

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.config import ConditioningConfig
+from training.conditioning_config import ConditioningConfig
 from training.neighbours import cut_into_neighbours, similarities
 from training.topics import OTHER_SETS, cut_by_topic
 
@@ -31,7 +31,7 @@ class ConditioningPlan:
     conditioned: Tensor
     """(G,) bool, False where the condition is dropped."""
     learned_delta: Tensor
-    """(G,) int64, which delta of the basis each set should be made of; see training/topics.py."""
+    """(G,) int64, which learned delta each set should be made of, 0 for none; see training/topics.py."""
 
     @property
     def num_groups(self) -> int:
@@ -65,7 +65,7 @@ def plan_conditioning(
     coherent = bool(rng.random() < config.coherent_share_at(step))
     alike = None  # names that should not meet in a set
     learned_delta = None
-    if coherent and config.topics and not unconditioned:
+    if coherent and config.topics:
         group_index, learned_delta = cut_by_topic(topics, config.topics)
         num_groups = len(learned_delta)
     elif coherent and num_groups > 1 and name_features is not None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from training.batch_texts import BatchTexts, arrange_texts
 from training.conditioning import ConditioningPlan, plan_conditioning
-from training.config import ConditioningConfig
+from training.conditioning_config import ConditioningConfig
 from training.exchange import deal, from_first_rank, gather_dealt, gather_values, rank
 from training.freezing import is_of_deltas
 from training.loss import PairIds

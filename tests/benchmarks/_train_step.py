@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from data_prep.sample.pictures import read_sample
-from training.config import ConditioningConfig, OptimizerConfig
+from training.conditioning_config import ConditioningConfig
+from training.config import OptimizerConfig
 from training.engine import parameter_groups
 from training.model.hyperclip import HyperClip, HyperClipConfig
 from training.model.hypernetwork import HypernetworkConfig

@@ -26,7 +26,7 @@ from tests.result import benchmark_arguments, benchmark_result, environment, int
 from tests.training_runs import small_config
 from training.checkpoint import TrainState, save_checkpoint
 from training.checkpointer import Checkpointer
-from training.config import ConditioningConfig
+from training.conditioning_config import ConditioningConfig
 from training.engine import Engine, FullState
 from training.model.hyperclip import HyperClip, HyperClipConfig
 from training.model.registry import model_config

@@ -23,7 +23,7 @@ from tests.benchmarks._train_step import (
     web_like,
 )
 from tests.result import benchmark_arguments, benchmark_result, environment, interleaved, measure, spread
-from training.config import ConditioningConfig
+from training.conditioning_config import ConditioningConfig
 from training.model.hyperclip import HyperClipConfig
 from training.model.registry import hyperclip_quickstart, siglip_twin
 from training.objective import LocalBatch

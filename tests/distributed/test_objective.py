@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from tests.unit.model_helpers import KINDS, config_with
-from training.config import ConditioningConfig
+from training.conditioning_config import ConditioningConfig
 from training.model.hyperclip import HyperClip
 from training.objective import ContrastiveObjective, LocalBatch
 from training.tokenizer import Tokenizer

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import training.objective
-from training.config import ConditioningConfig
+from training.conditioning_config import ConditioningConfig
 from training.loss import PairIds
 from training.model.hyperclip import HyperClip
 from training.model.parameter_delta import GroupDelta

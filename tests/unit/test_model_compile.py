@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from tests.distributed.test_objective import global_batch
 from tests.unit.model_helpers import config_with
-from training.config import ConditioningConfig, TrainConfig
+from training.conditioning_config import ConditioningConfig
+from training.config import TrainConfig
 from training.model.hyperclip import HyperClip
 from training.objective import ContrastiveObjective
 

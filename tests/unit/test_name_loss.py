@@ -8,7 +8,7 @@ from torch import Tensor
 from tests.distributed.test_objective import BATCH, NAMES, global_batch
 from tests.unit.model_helpers import trained_like
 from training.conditioning import ConditioningPlan, plan_conditioning
-from training.config import ConditioningConfig
+from training.conditioning_config import ConditioningConfig
 from training.loss import siglip_loss
 from training.model.hyperclip import HyperClip
 from training.model.parameter_delta import GroupDelta

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from training.conditioning import ConditioningPlan, plan_conditioning
-from training.config import ConditioningConfig
+from training.conditioning_config import ConditioningConfig
 from training.neighbours import similarities
 
 CLUSTERS, EACH, TWINS = 4, 15, 6

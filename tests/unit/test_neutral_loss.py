@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from tests.distributed.test_objective import global_batch
 from tests.training_runs import small_config
 from tests.unit.model_helpers import trained_like
-from training.config import ConditioningConfig
+from training.conditioning_config import ConditioningConfig
 from training.freezing import Freezer, Part
 from training.loss import siglip_loss
 from training.model.hyperclip import HyperClip

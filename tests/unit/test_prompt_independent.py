@@ -11,7 +11,7 @@ from tests.distributed.test_objective import global_batch
 from tests.training_runs import small_config, write_shard
 from tests.unit.model_helpers import LABELS, make_bundle, random_images, trained_like
 from training.bundle import Bundle
-from training.config import ConditioningConfig
+from training.conditioning_config import ConditioningConfig
 from training.evaluation.shard_set import shard_set
 from training.evaluation.zero_shot import EvaluationConfig, evaluate_zero_shot
 from training.fold import fold_image_encoder

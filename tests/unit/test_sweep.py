@@ -48,6 +48,14 @@ def test_shipped_sweeps_are_valid(path: Path, tmp_path: Path, monkeypatch: pytes
     assert len(load_sweep(path).runs) >= 4
 
 
+def test_what_two_shipped_sweeps_call_the_same_is_the_same() -> None:
+    results, ablations = (yaml.safe_load((CONFIGS / f"sweep_{name}.yaml").read_text()) for name in ("results", "ablations"))
+    shared = results["arms"].keys() & ablations["arms"].keys()
+    assert {"twin", "hyperclip"} <= shared  # trained once, and compared with each other
+    assert {name: results["arms"][name] for name in shared} == {name: ablations["arms"][name] for name in shared}
+    assert results["set"] == ablations["set"]
+
+
 def test_the_sweep_that_the_guide_shows_is_valid(tmp_path: Path) -> None:
     guide = (CONFIGS.parents[1] / "docs" / "experiments.md").read_text()
     tree = yaml.safe_load(guide.split("```yaml\n")[1].split("```")[0])

@@ -8,7 +8,8 @@ from pydantic import ValidationError
 from tests.distributed.test_objective import BATCH, global_batch
 from tests.unit.model_helpers import config_with
 from training.conditioning import plan_conditioning
-from training.config import ConditioningConfig, TrainConfig
+from training.conditioning_config import ConditioningConfig
+from training.config import TrainConfig
 from training.model.hyperclip import HyperClip
 from training.objective import ContrastiveObjective
 from training.topics import cut_by_topic, topic_id, topic_of

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from infra.errors import BadInputError
 from training.conditioning import plan_conditioning
-from training.config import ConditioningConfig, local_batch_size
+from training.conditioning_config import ConditioningConfig
+from training.config import local_batch_size
 from training.order import BLOCK, ROUND, WINDOW_BLOCKS, EpochOrder, WeightedOrder, block_bounds, rank_share, round_shares
 
 SHARD_SIZES = st.lists(st.integers(1, 300), min_size=1, max_size=20)
