@@ -1,4 +1,4 @@
-"""Parameters of a SigLIP twin's image encoder tuned directly on training pictures: the most that generating them can reach.
+"""Parameters of a plain image encoder tuned directly on training pictures: the most that generating them can reach.
 
 What is tuned for a topic is what a hypernetwork would generate from the topic's names: a delta of the product's own layers,
 under frozen statistics and fixed text features; or, as the upper end, every weight.  The factor `read` of a low-rank delta,
@@ -20,6 +20,7 @@ from training.bundle import Bundle
 from training.config import AugmentConfig
 from training.data import normalized
 from training.evaluation.evaluation_set import EvaluationSet
+from training.freezing import is_of_deltas
 from training.initial import start_from
 from training.model.hyperclip import HyperClip
 from training.model.image_encoder import ImageEncoder, ImageEncoderConfig, Kind
@@ -35,6 +36,8 @@ ALL_WEIGHTS_RATE = 1e-3
 SCALE_RATE = 1e-2
 CONVOLUTIONS: tuple[Kind, ...] = ("convolution", "pointwise")
 AS_GENERATED = "as_generated"
+AUGMENT = AugmentConfig(grayscale_share=0.3)
+"""That of the sweep: with less variation the tuned would be worse on new styles, which is no ceiling."""
 PICTURES_AT_ONCE = 256
 
 
@@ -48,6 +51,14 @@ class Topic:
     """Of each name, as they are stored."""
     text_features: Tensor
     """(C, D)."""
+
+
+def neutral_twin(bundle: Bundle) -> Bundle:
+    """The encoders that a HyperCLIP is without names, as a SigLIP twin; what makes and takes deltas is left out."""
+    config = bundle.model.config
+    model = HyperClip(replace(config, image=replace(config.image, generates=("norm",)), hypernetwork=None))
+    model.load_state_dict({name: value for name, value in bundle.model.state_dict().items() if not is_of_deltas(name)})
+    return replace(bundle, model=model.eval().requires_grad_(False))
 
 
 def topics_of(bundle: Bundle, training: EvaluationSet, wanted: Sequence[str], *, min_names: int) -> list[Topic]:
@@ -212,7 +223,7 @@ def tune(
     for step in range(num_steps):
         chosen = rng.permutation(len(topics))[:groups]
         choices = [draw_choice(topics[number], num_pictures=batch_size // groups, rng=rng) for number in chosen]
-        images = varied([picture for choice in choices for picture in choice.pictures], twin, AugmentConfig(), rng=rng)
+        images = varied([picture for choice in choices for picture in choice.pictures], twin, AUGMENT, rng=rng)
         losses = {name: one.step(images, choices, share_done=step / num_steps) for name, one in tuned.items()}
         progress(step + 1, losses)
     return tuned

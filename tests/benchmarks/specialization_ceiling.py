@@ -1,13 +1,14 @@
 """How much of what direct tuning gains for a topic do names alone reach?
 
-From the SigLIP twin, for each topic that the unseen artist has as well: norms, projection, low-rank convolutions, all weights
-and what HyperCLIP generates are tuned directly on the training pictures of the topic's names.  Then the same for all topics at
-once, a constant: what of the gain is capacity.  All are judged on same-topic tasks of the unseen artist, each topic's
-parameters on its own pictures and, swapped, on another topic's.  Last, the share of that gain, over the twin and over the
-constant, that a HyperCLIP reaches on the same tasks, which saw their names and no picture.
+From the encoder that a HyperCLIP is without names, for each topic that the unseen artist has as well: norms, projection,
+low-rank convolutions, all weights and what HyperCLIP generates are tuned directly on the training pictures of the topic's
+names.  Then the same for all topics at once, a constant: what of the gain is capacity.  All are judged on same-topic tasks of
+the unseen artist, each topic's parameters on its own pictures and, swapped, on another topic's.  Last, the share of that gain,
+over the encoder without names and over the constant, that HyperCLIP reaches on the same tasks, which saw their names and no
+picture.
 
     python -m tests.benchmarks.specialization_ceiling --pictures FOLDER   the figures that count, on the models of the sweep
-    python -m tests.benchmarks.specialization_ceiling --model TWIN --hyperclip BUNDLE --pictures FOLDER
+    python -m tests.benchmarks.specialization_ceiling --hyperclip BUNDLE --pictures FOLDER
     python -m tests.benchmarks.specialization_ceiling                     a smoke run on the bundled sample
 """
 
@@ -26,8 +27,8 @@ from torch import Tensor
 
 from infra.errors import BadInputError
 from tests.benchmarks._ceiling_shares import HALF, ceiling_measures
-from tests.benchmarks._direct_tuning import Topic, Tuned, topics_of, tune, ways_to_tune
-from tests.benchmarks._gain import HYPERCLIP, TWIN, table
+from tests.benchmarks._direct_tuning import Topic, Tuned, neutral_twin, topics_of, tune, ways_to_tune
+from tests.benchmarks._gain import HYPERCLIP, table
 from tests.benchmarks._sweep_of_results import FAMILY, TRAIN, results_of, sweep_arguments, write_sample_folder
 from tests.result import benchmark_result, environment
 from training.bundle import Bundle, load_bundle
@@ -57,18 +58,13 @@ class Sizes:
     topics: int | None
 
 
-def chosen_bundles(arguments: argparse.Namespace) -> tuple[list[Bundle], list[Bundle], Path, bool]:
-    """Twins, the HyperCLIPs that started from them, the folder of pictures, and whether it is a smoke run."""
-    if bool(arguments.model) != bool(arguments.hyperclip) or len(arguments.model) != len(arguments.hyperclip):
-        raise BadInputError(
-            "give --model its --hyperclip, as many of the one as of the other; or neither, for those of the sweep"
-        )
-    if arguments.model:
+def chosen_bundles(arguments: argparse.Namespace) -> tuple[list[Bundle], Path, bool]:
+    """HyperCLIPs, the folder of pictures, and whether it is a smoke run."""
+    if arguments.hyperclip:
         folder = arguments.pictures or write_sample_folder(arguments.workspace / "sample")
-        twins, ours = ([load_bundle(path) for path in paths] for paths in (arguments.model, arguments.hyperclip))
-        return twins, ours, folder, arguments.quick or arguments.pictures is None
+        return [load_bundle(path) for path in arguments.hyperclip], folder, arguments.quick or arguments.pictures is None
     results = results_of(arguments)
-    return results.bundles(TWIN), results.bundles(HYPERCLIP), results.folder, results.smoke
+    return results.bundles(HYPERCLIP), results.folder, results.smoke
 
 
 @dataclass(frozen=True)
@@ -179,14 +175,12 @@ class Progress:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sweep_arguments(parser)
-    parser.add_argument("--model", type=Path, nargs="+", default=[], help="bundles of twins; those of the sweep when absent")
-    parser.add_argument(
-        "--hyperclip", type=Path, nargs="+", default=[], help="for each twin the HyperCLIP that started from it"
-    )
+    parser.add_argument("--hyperclip", type=Path, nargs="+", default=[], help="bundles; those of the sweep when absent")
     parser.add_argument("--topics", type=int, help="at most so many topics")
     parser.add_argument("--steps", type=int, help="for each topic; three times as many for the constant")
     arguments = parser.parse_args()
-    twins, hyperclips, folder, smoke = chosen_bundles(arguments)
+    hyperclips, folder, smoke = chosen_bundles(arguments)
+    twins = [neutral_twin(one) for one in hyperclips]
     small = arguments.quick or arguments.pictures is None
     sizes = Sizes(
         steps=arguments.steps or (10 if arguments.quick else 40 if small else 100),
@@ -205,7 +199,7 @@ def main() -> int:
         features, num_values = tuned_features(twin, hyperclip.model.config.image, topics, held, sizes, seed=seed)
         of_seeds.append(accuracies(twin, hyperclip, features, topics, held))
     measures, ratio = ceiling_measures(of_seeds, judged=not smoke)
-    print(f"\n{NAME} ({'smoke' if smoke else 'full'}), {len(twins)} seeds, 95 % intervals over seeds and tasks")
+    print(f"\n{NAME} ({'smoke' if smoke else 'full'}), {len(hyperclips)} seeds, 95 % intervals over seeds and tasks")
     print("\n".join(table(measures)), flush=True)
     details: dict[str, Any] = {
         "verdict": "smoke" if smoke else "full",
@@ -213,7 +207,7 @@ def main() -> int:
         "steps": sizes.steps,
         "batch": sizes.batch,
         "values_tuned": num_values,
-        "bundles": {"twins": [one.digest[:12] for one in twins], "hyperclips": [one.digest[:12] for one in hyperclips]},
+        "bundles": [one.digest[:12] for one in hyperclips],
     }
     return benchmark_result(
         NAME,

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.benchmarks._direct_tuning import AS_GENERATED, Topic, Tuned, topics_of, tune, ways_to_tune
-from tests.unit.model_helpers import make_bundle
+from tests.benchmarks._direct_tuning import AS_GENERATED, Topic, Tuned, neutral_twin, topics_of, tune, ways_to_tune
+from tests.unit.model_helpers import make_bundle, random_images
 from training.bundle import Bundle
 from training.evaluation.evaluation_set import EvaluationSet, object_reading
 from training.model.registry import hyperclip_test, siglip_twin
@@ -45,6 +45,16 @@ def test_a_topic_is_its_names_with_their_pictures(twin: Bundle) -> None:
     assert topic.text_features.shape == (3, 32)
 
 
+def test_the_neutral_twin_is_the_encoder_without_names(tmp_path: Path) -> None:
+    config = hyperclip_test()
+    image = replace(config.image, generates=("norm", "projection"))
+    bundle = make_bundle(tmp_path / "bundle", replace(config, image=image))
+    plain = neutral_twin(bundle)
+    images = random_images(3, config.image.image_size)
+    assert torch.equal(plain.model.encode_image(images), bundle.model.encode_image(images))
+    assert plain.model.hypernetwork is None
+
+
 def test_every_way_learns_the_topic_from_the_same_pictures_and_the_twin_stays(twin: Bundle) -> None:
     topics = topics_of(twin, pictures("aaaa"), ["a"], min_names=2)
     before = {name: value.clone() for name, value in twin.model.state_dict().items()}
@@ -58,7 +68,7 @@ def test_every_way_learns_the_topic_from_the_same_pictures_and_the_twin_stays(tw
     first, last = losses[0], {way: np.mean([one[way] for one in losses[-5:]]) for way in ways}
     assert len({round(loss, 4) for loss in first.values()}) == 1  # each begins as the twin
     assert all(last[way] < 0.95 * first[way] for way in ways), (first, last)  # of an untrained model little can be made
-    assert last["all_weights"] < 0.7 * first["all_weights"]
+    assert last["all_weights"] < 0.8 * first["all_weights"]  # colours, which a part of the pictures loses
     assert tuned["norms"].num_values < tuned[AS_GENERATED].num_values < tuned["all_weights"].num_values
     for name, value in twin.model.state_dict().items():
         assert torch.equal(value, before[name])
