@@ -102,6 +102,10 @@ class TrainConfig(StrictModel):
     """Steps of the first stage; num_steps: to the end."""
     unfrozen_lr_scale: PositiveFloat = 0.1
     """What multiplies every learning rate after the first stage; where nothing is frozen it has no meaning."""
+    delta_share: float = Field(default=1.0, gt=0, le=1)
+    """Share of every generated delta that the finished model keeps.  Between the neutral parameters and those that fit the
+    training pictures best lie some that do better on pictures of another kind (Wortsman et al., 2022, arXiv 2109.01903): 0.5
+    did on artists never seen.  Checkpoints keep all."""
     num_steps: PositiveInt
     """Optimizer steps."""
     contrastive_batch_size: PositiveInt

@@ -223,6 +223,8 @@ def _write_bundle(request: TrainRequest, final_checkpoint_uri: str) -> None:
     config = request.config
     model = HyperClip(config.architecture())
     model.load_state_dict({**full.parameters, **full.buffers})
+    if model.hypernetwork is not None:
+        model.hypernetwork.weaken(config.delta_share)
     with tempfile.TemporaryDirectory(prefix="hyperclip-bundle-") as temporary:
         folder = Path(temporary)
         save_bundle(

@@ -11,6 +11,7 @@ import torch
 from tests.golden.make import LOSS_TRACE_PATH
 from tests.training_runs import NUM_STEPS, losses, request_of, run_worker, small_config, write_shard
 from tests.unit.model_helpers import make_bundle
+from training.bundle import load_bundle
 from training.checkpoint import PARTS, load_checkpoint
 from training.model.registry import hyperclip_test, siglip_twin
 
@@ -30,6 +31,7 @@ def two_stages(folder: Path) -> dict[str, Any]:
         "init_from": str(folder / "twin"),
         "freeze": ["image_trunk", "projection", "text_encoder", "logit"],
         "freeze_steps": 7,
+        "delta_share": 0.5,
     }
 
 
@@ -53,6 +55,10 @@ def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(shards: Path, tmp_pa
     for part in PARTS:
         for name, value in getattr(left, part).items():
             assert torch.equal(value, getattr(right, part)[name]), f"{part} {name}"
+    trained = left.parameters["hypernetwork.output.weight"]
+    kept = load_bundle(whole / "bundle").model.hypernetwork
+    assert kept is not None and trained.any()
+    assert torch.equal(kept.output.weight, trained * config.delta_share)
     if stages == 1:
         # other processors round differently; a changed loss, order or augmentation differs by far more
         assert losses(whole) == pytest.approx(json.loads(LOSS_TRACE_PATH.read_text()), rel=0.02)

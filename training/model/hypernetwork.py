@@ -134,3 +134,9 @@ class Hypernetwork(nn.Module):
         """Move the running mean towards that of these sets, (G, K), the same on every rank; nothing without `zero_mean`."""
         if self.config.zero_mean and len(code):
             self.code_mean.lerp_(code.float().mean(dim=0), MEAN_SHARE)
+
+    @torch.no_grad()
+    def weaken(self, share: float) -> None:
+        """Keep this share of every delta."""
+        for parameter in self.output.parameters():
+            parameter.mul_(share)
