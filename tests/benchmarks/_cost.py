@@ -2,20 +2,19 @@
 
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 
 from infra.errors import BadInputError
+from tests.benchmarks._on_device import passes
 from tests.benchmarks._sweep_of_results import Results
 from tests.benchmarks._train_step import names_in_templates
 from tests.benchmarks.hyperclip_overhead import one_and_several
-from tests.result import interleaved, measure, seconds
+from tests.result import interleaved, measure
 from training.architecture import GenerationConfig, architecture
 from training.bundle import Bundle
 from training.evaluation.parquet_set import parquet_names
@@ -29,7 +28,6 @@ ROUNDING = 1e-4
 """Of scores between 0 and 1: float32 sums in another order."""
 SAME_SIZE, SAME_LATENCY = 1.01, 1.05
 """The two files differ in what is written about them (labels, digest); two identical programs differ by some per cent."""
-PASSES = 100
 
 
 def same_in_any_order(bundles: Sequence[Bundle], pictures: Path) -> dict[str, dict[str, Any]]:
@@ -104,7 +102,7 @@ def _on_a_device(ours: Bundle, plain: Bundle, *, rounds: int) -> dict[str, dict[
             export_package(bundle, specialize(bundle, names), Path(temporary) / side)
             files[side] = Path(temporary) / side / "model.onnx"
         sizes = {side: file.stat().st_size for side, file in files.items()}
-        times = interleaved({side: _passes(file, ours.preprocess.image_size) for side, file in files.items()}, rounds=rounds)
+        times = interleaved({side: passes(file, ours.preprocess.image_size) for side, file in files.items()}, rounds=rounds)
     ratio = statistics.median(one / other for one, other in zip(times["specialized"], times["plain"], strict=True))
     return {
         "onnx_bytes_specialized": measure(sizes["specialized"], unit="bytes"),
@@ -112,17 +110,3 @@ def _on_a_device(ours: Bundle, plain: Bundle, *, rounds: int) -> dict[str, dict[
         "onnx_latency_specialized": measure(1000 * statistics.median(times["specialized"]), unit="ms"),
         "onnx_latency_over_plain": measure(ratio, goal=("<=", SAME_LATENCY)),
     }
-
-
-def _passes(file: Path, side: int) -> Callable[[], float]:
-    """Seconds of one picture through the file, one thread, the mean of some."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    run = partial(session.run, None, {"images": np.zeros((1, 3, side, side), dtype=np.float32)})
-    run()
-
-    def timed() -> float:
-        return seconds(lambda: [run() for _ in range(PASSES)]) / PASSES
-
-    return timed
