@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from data_prep.sample.pictures import SAMPLE_URI, read_sample
-from infra.errors import BadInputError
+from infra.errors import BadInputError, HyperClipError
 from tests.benchmarks._int8 import answers, quantize
 from tests.benchmarks._on_device import num_flops, num_parameters, num_stored, operators, passes, peak_memory
 from tests.benchmarks._vit import vit_like
@@ -184,7 +184,7 @@ def main() -> int:
         if not bundle.model.num_generated:
             raise BadInputError(f"{arguments.model} is a {bundle.model.config.name}, which generates nothing")
         return run(bundle, quick=arguments.quick)
-    except BadInputError as error:
+    except HyperClipError as error:
         parser.error(str(error))
 
 
