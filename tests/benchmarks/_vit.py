@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from infra.errors import BadInputError
-from training.model.image_encoder import ImageEncoderConfig
+from training.model.image_encoder import ImageEncoder, ImageEncoderConfig
 
 DEPTHS = range(6, 13)
 WIDTHS = range(8, 1025, 8)
@@ -18,14 +18,15 @@ SMALL = 96
 """Pixels from which on patches are 16 wide, as in ViT-Ti/16; 8 below, where 16 would leave a handful."""
 
 
-def vit_like(image: ImageEncoderConfig, *, num_parameters: int) -> ImageEncoderConfig:
-    """The encoder with a ViT for a trunk whose depth and width bring it nearest to `num_parameters`.
+def vit_like(encoder: ImageEncoder, *, num_parameters: int) -> ImageEncoderConfig:
+    """An encoder with a ViT for a trunk whose depth and width bring it nearest to `num_parameters`.
 
     The trunk is registered with timm under a name that says its sizes.
 
     Raises:
         BadInputError: the pictures do not divide into patches.
     """
+    image = encoder.config
     side = image.image_size
     patch = 16 if side >= SMALL else 8
     if side % patch:
@@ -49,7 +50,7 @@ def _num_parameters(image: ImageEncoderConfig, patch: int, depth: int, width: in
 
 
 def _registered(sizes: dict[str, int]) -> str:
-    # not above: timm imports torchvision, which loads only after image_encoder.py has seen to it
+    # not above: timm imports torchvision, which loads beside a CPU build of torch only once an ImageEncoder was made
     import timm
     from timm.models import VisionTransformer, register_model
 

@@ -35,7 +35,7 @@ from training.evaluation.parquet_set import parquet_set
 from training.evaluation.tasks import LabelSetTask, TaskFamily, draw_tasks
 from training.export import MODEL_NAME, export_package
 from training.fold import fold_image_encoder
-from training.model.hyperclip import HyperClip, HyperClipConfig
+from training.model.hyperclip import HyperClip
 from training.model.registry import siglip_twin
 from training.preprocess import preprocess
 from training.shipped import shipped_model_folder
@@ -69,9 +69,9 @@ def plain_bundle(bundle: Bundle) -> Bundle:
 
 def vit_bundle(bundle: Bundle, *, num_parameters: int) -> Bundle:
     """A SigLIP model with random weights whose image encoder is a ViT of about so many parameters."""
-    config: HyperClipConfig = siglip_twin(bundle.model.config)
+    config = siglip_twin(bundle.model.config)
     torch.manual_seed(0)
-    image = vit_like(config.image, num_parameters=num_parameters)
+    image = vit_like(bundle.model.image_encoder, num_parameters=num_parameters)
     return _as_bundle(bundle, HyperClip(replace(config, name="siglip_vit", image=image)), digest="1")
 
 
