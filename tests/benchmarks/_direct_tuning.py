@@ -20,7 +20,6 @@ from training.bundle import Bundle
 from training.config import AugmentConfig
 from training.data import normalized
 from training.evaluation.evaluation_set import EvaluationSet
-from training.freezing import is_of_deltas
 from training.initial import start_from
 from training.model.hyperclip import HyperClip
 from training.model.image_encoder import ImageEncoder, ImageEncoderConfig, Kind
@@ -51,14 +50,6 @@ class Topic:
     """Of each name, as they are stored."""
     text_features: Tensor
     """(C, D)."""
-
-
-def neutral_twin(bundle: Bundle) -> Bundle:
-    """The encoders that a HyperCLIP is without names, as a SigLIP twin; what makes and takes deltas is left out."""
-    config = bundle.model.config
-    model = HyperClip(replace(config, image=replace(config.image, generates=("norm",)), hypernetwork=None))
-    model.load_state_dict({name: value for name, value in bundle.model.state_dict().items() if not is_of_deltas(name)})
-    return replace(bundle, model=model.eval().requires_grad_(False))
 
 
 def topics_of(bundle: Bundle, training: EvaluationSet, wanted: Sequence[str], *, min_names: int) -> list[Topic]:

@@ -27,6 +27,7 @@ import torch
 from data_prep.sample.pictures import SAMPLE_URI, read_sample
 from infra.errors import BadInputError, HyperClipError
 from tests.benchmarks._int8 import answers, quantize
+from tests.benchmarks._neutral_twin import neutral_twin
 from tests.benchmarks._on_device import num_flops, num_parameters, num_stored, operators, passes, peak_memory
 from tests.benchmarks._vit import vit_like
 from tests.result import benchmark_result, environment, interleaved, measure, spread
@@ -59,24 +60,13 @@ class Side:
     flops: int
 
 
-def plain_bundle(bundle: Bundle) -> Bundle:
-    """The SigLIP twin with the neutral parameters of a HyperCLIP; nothing of generating is in it."""
-    model = HyperClip(siglip_twin(bundle.model.config))
-    weights = bundle.model.state_dict()
-    model.load_state_dict({name: weights[name] for name in model.state_dict()})
-    return _as_bundle(bundle, model, digest="0")
-
-
 def vit_bundle(bundle: Bundle, *, num_parameters: int) -> Bundle:
     """A SigLIP model with random weights whose image encoder is a ViT of about so many parameters."""
     config = siglip_twin(bundle.model.config)
     torch.manual_seed(0)
     image = vit_like(bundle.model.image_encoder, num_parameters=num_parameters)
-    return _as_bundle(bundle, HyperClip(replace(config, name="siglip_vit", image=image)), digest="1")
-
-
-def _as_bundle(like: Bundle, model: HyperClip, *, digest: str) -> Bundle:
-    return replace(like, model=model.requires_grad_(False).eval(), digest=digest * 64)
+    model = HyperClip(replace(config, name="siglip_vit", image=image))
+    return replace(bundle, model=model.requires_grad_(False).eval(), digest="0" * 64)
 
 
 def make_side(bundle: Bundle, labels: Sequence[str], folder: Path) -> Side:
@@ -197,7 +187,7 @@ def run(bundle: Bundle, *, quick: bool) -> int:
         vit = vit_bundle(bundle, num_parameters=specialized.parameters)
         sides = {
             "specialized": specialized,
-            "plain": make_side(plain_bundle(bundle), labels, folder / "plain"),
+            "plain": make_side(neutral_twin(bundle), labels, folder / "plain"),
             "vit": make_side(vit, labels, folder / "vit"),
         }
         files = {name: one.file for name, one in sides.items()}

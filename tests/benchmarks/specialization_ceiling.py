@@ -27,8 +27,9 @@ from torch import Tensor
 
 from infra.errors import BadInputError
 from tests.benchmarks._ceiling_shares import HALF, ceiling_measures
-from tests.benchmarks._direct_tuning import Topic, Tuned, neutral_twin, topics_of, tune, ways_to_tune
+from tests.benchmarks._direct_tuning import Topic, Tuned, topics_of, tune, ways_to_tune
 from tests.benchmarks._gain import HYPERCLIP, table
+from tests.benchmarks._neutral_twin import neutral_twin
 from tests.benchmarks._sweep_of_results import FAMILY, TRAIN, results_of, sweep_arguments, write_sample_folder
 from tests.result import benchmark_result, environment
 from training.bundle import Bundle, load_bundle

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.benchmarks._direct_tuning import AS_GENERATED, Topic, Tuned, neutral_twin, topics_of, tune, ways_to_tune
+from tests.benchmarks._direct_tuning import AS_GENERATED, Topic, Tuned, topics_of, tune, ways_to_tune
+from tests.benchmarks._neutral_twin import neutral_twin
 from tests.unit.model_helpers import make_bundle, random_images
 from training.bundle import Bundle
 from training.evaluation.evaluation_set import EvaluationSet, object_reading

@@ -7,9 +7,10 @@ import onnx
 import pytest
 
 from tests.benchmarks._int8 import answers, quantize
+from tests.benchmarks._neutral_twin import neutral_twin
 from tests.benchmarks._on_device import num_flops, num_parameters, passes, peak_memory
 from tests.benchmarks._vit import vit_like
-from tests.benchmarks.encoder_cost import NUM_NAMES, Sample, Side, bytes_of, make_side, plain_bundle, same_as_plain
+from tests.benchmarks.encoder_cost import NUM_NAMES, Sample, Side, bytes_of, make_side, same_as_plain
 from tests.unit.model_helpers import KINDS, config_with, make_bundle
 from training.bundle import Bundle
 from training.model.image_encoder import ImageEncoder, ImageEncoderConfig
@@ -29,7 +30,7 @@ def specialized(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Sid
 
 
 def test_a_specialized_encoder_is_as_large_as_a_plain_one(bundle: Bundle, specialized: Side, tmp_path: Path) -> None:
-    plain = make_side(plain_bundle(bundle), LABELS, tmp_path / "plain")
+    plain = make_side(neutral_twin(bundle), LABELS, tmp_path / "plain")
     found = same_as_plain(specialized, plain)
     assert all(one["ok"] for one in found.values()), found
     images = np.random.default_rng(0).normal(size=(64, 3, SIDE, SIDE)).astype(np.float32)
