@@ -29,7 +29,7 @@ def model_steps(config: RunConfig) -> list[Step]:
         Step(
             name="train",
             title="Train the model",
-            settings=_identity(config.training),
+            settings=training_identity(config.training),
             reads=("shard-train",),
             watches=("shard-evaluation",) if config.training.evaluation.every_steps else (),
             work=_train,
@@ -56,20 +56,38 @@ def model_steps(config: RunConfig) -> list[Step]:
     ]
 
 
-def _identity(config: TrainConfig) -> dict[str, Any]:
-    """What decides the numbers; the model to start from is known by its content where it is local, else by its address."""
-    uri = config.init_from
-    if uri is None or not storage.is_local(uri):
-        return config.identity()
-    return config.identity() | {"init_from": storage.fingerprint(storage.join(uri, BUNDLE_NAME))}
+def training_identity(config: TrainConfig, *, init_from: str | None = None, teacher: str | None = None) -> dict[str, Any]:
+    """What decides the numbers; the models that training reads are known by their content where they are local, else by their
+    address.
+
+    Args:
+        init_from: what that model is known by instead, so that it need not be there yet.
+        teacher: likewise.
+
+    Raises:
+        BadInputError: a local model is not there.
+    """
+    distillation = config.distillation
+    return config.identity(
+        init_from=init_from or _content(config.init_from),
+        teacher=teacher or _content(distillation.teacher if distillation else None),
+    )
+
+
+def _content(bundle: str | None) -> str | None:
+    """None for an address, which stands for itself."""
+    return storage.fingerprint(storage.join(bundle, BUNDLE_NAME)) if bundle and storage.is_local(bundle) else None
 
 
 def _train(context: StepContext) -> StepResult:
     config = context.config.training
-    versions = input_versions([storage.join(config.init_from, BUNDLE_NAME)] if config.init_from else [])
-    if config.init_from and storage.is_local(config.init_from):
-        # workers may run in another folder
-        config = config.rebuilt(init_from=str(Path(storage.local_path(config.init_from)).absolute()))
+    versions = input_versions([storage.join(uri, BUNDLE_NAME) for uri in config.bundle_uris])
+    # workers may run in another folder
+    if config.init_from:
+        config = config.rebuilt(init_from=_absolute(config.init_from))
+    if config.distillation:
+        teacher = _absolute(config.distillation.teacher)
+        config = config.rebuilt(distillation=config.distillation.rebuilt(teacher=teacher))
     open_shards(context.inputs["shard-train"])  # a damaged shard is named at once, before workers start and are started again
     request = TrainRequest(
         config=config,
@@ -91,6 +109,10 @@ def _train(context: StepContext) -> StepResult:
         summary=f"{config.model}: {config.num_steps} steps of {config.contrastive_batch_size}, loss {last['loss']:.3f}",
         facts={"steps": config.num_steps, "model": config.model, "last": last, "input_versions": versions},
     )
+
+
+def _absolute(uri: str) -> str:
+    return str(Path(storage.local_path(uri)).absolute()) if storage.is_local(uri) else uri
 
 
 def _trained_so_far(train_uri: str, num_steps: int) -> str | None:

@@ -7,6 +7,7 @@ seeds: [0, 1, 2]
 arms:
   twin: {set: {training.model: siglip_quickstart}}
   hyperclip: {after: twin}                # starts from the twin of the same seed
+  student: {teacher: hyperclip}           # learns from the hyperclip of the same seed besides
 compare: [[hyperclip, twin], [hyperclip, hyperclip.swapped]]
 evaluate:
   held-out: {}                            # the evaluation pictures of the run itself
@@ -40,9 +41,17 @@ class ArmConfig(StrictModel):
 
     after: str | None = None
     """Another arm: each seed starts from the model that this one trained with the same seed (`training.init_from`)."""
+    teacher: str | None = None
+    """Another arm: each seed learns from the model that this one trained with the same seed besides
+    (`training.distillation.teacher`)."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Settings of `training` and `datasets.train` by path, `training.optimizer.learning_rate: 1.0e-3`, over those of every
     arm.  Where it is stored, what it is evaluated on and how it is tracked are common to all arms."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The arms that have to be trained before it."""
+        return tuple(dict.fromkeys(arm for arm in (self.after, self.teacher) if arm is not None))
 
 
 class EvaluationSetConfig(StrictModel):
@@ -79,8 +88,9 @@ class SweepConfig(StrictModel):
         """What is named and not there, or there twice."""
         problems = [f"seeds: {seed} is there {count} times" for seed, count in _repeated(self.seeds)]
         for name, arm in self.arms.items():
-            if arm.after is not None and arm.after not in self.arms:
-                problems.append(f"arms.{name}.after: there is no arm {arm.after!r}; arms: {', '.join(self.arms)}")
+            for field, other in (("after", arm.after), ("teacher", arm.teacher)):
+                if other is not None and other not in self.arms:
+                    problems.append(f"arms.{name}.{field}: there is no arm {other!r}; arms: {', '.join(self.arms)}")
         problems += [f"arms: {' after '.join(cycle)}: none of them can be the first" for cycle in self._cycles()]
         for number, pair in enumerate(self.compare):
             for text in pair:
@@ -94,14 +104,14 @@ class SweepConfig(StrictModel):
         return problems
 
     def arms_in_order(self) -> list[str]:
-        """Every arm after the one that it starts from; else as in the file."""
+        """Every arm after those that it needs; else as in the file."""
         placed: list[str] = []
 
         def place(name: str) -> None:
             if name in placed:
                 return
-            if (after := self.arms[name].after) is not None:
-                place(after)
+            for needed in self.arms[name].needs:
+                place(needed)
             placed.append(name)
 
         for name in self.arms:
@@ -110,14 +120,19 @@ class SweepConfig(StrictModel):
 
     def _cycles(self) -> list[list[str]]:
         found: list[list[str]] = []
-        for start in self.arms:
-            way: list[str] = [start]
-            after = self.arms[start].after
-            while after is not None and after in self.arms and after not in way:
-                way.append(after)
-                after = self.arms[after].after
-            if after == start and not any(sorted(way) == sorted(cycle[:-1]) for cycle in found):
-                found.append([*way, start])
+        followed: set[str] = set()
+
+        def follow(name: str, way: list[str]) -> None:
+            if name in way:
+                found.append([*way[way.index(name) :], name])
+            elif name not in followed:
+                for needed in self.arms[name].needs:
+                    if needed in self.arms:
+                        follow(needed, [*way, name])
+                followed.add(name)
+
+        for name in self.arms:
+            follow(name, [])
         return found
 
 

@@ -1,7 +1,7 @@
 """The runs of a sweep: each is an ordinary run with its addresses, so that what arms have in common is made once."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from pipeline.model_steps import bundle_uri
 from pipeline.steps import PlannedStep, State
 from pipeline.sweep import READINGS, Contender, SweepConfig, contender, read_sweep, readings_of
 from pipeline.sweep_steps import SweepPlanner
+from training.config import TrainConfig
 
 FREE = ("training.", "datasets.train.")
 """What arms may differ in: all models have to be evaluated on the same tasks, and lie in one workspace."""
@@ -55,7 +56,7 @@ class SweepRun:
 class Sweep:
     config: SweepConfig
     runs: list[SweepRun]
-    """Seed after seed, so that the first comparison is there early; within a seed an arm comes after the one it starts from."""
+    """Seed after seed, so that the first comparison is there early; within a seed an arm comes after those it needs."""
 
     @property
     def pairs(self) -> list[tuple[Contender, Contender]]:
@@ -88,16 +89,17 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     problems = config.reference_problems()
     planner = SweepPlanner(config.evaluate)
     found: dict[str, list[str]] = {}
-    models: dict[str, str] = {}
+    trainings: dict[str, TrainConfig] = {}
     for arm in config.arms:
-        run, wrong = _resolved(config, tree, arm, seed=config.seeds[0], init_from="the arm before")
+        run, wrong = _resolved(config, tree, arm, seed=config.seeds[0], bundle_of=lambda other: f"the model of {other}")
         if run is not None:
-            models[arm] = run.training.model
+            trainings[arm] = run.training
         for problem in wrong:
             found.setdefault(problem, []).append(arm)
     for problem, arms in found.items():
         problems.append(problem if len(arms) == len(config.arms) > 1 else f"arm {', '.join(arms)}: {problem}")
-    problems += _unknown_readings(config, models)
+    problems += _unknown_readings(config, {arm: training.model for arm, training in trainings.items()})
+    problems += _unfit_teachers(config, trainings)
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise BadInputError(f"{path} has {len(problems)} problem(s):\n{listed}")
@@ -105,23 +107,24 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     for seed in config.seeds:
         trained: dict[str, PlannedStep] = {}
         for arm in config.arms_in_order():
-            after = trained.get(config.arms[arm].after or "")
-            run, wrong = _resolved(config, tree, arm, seed=seed, init_from=bundle_uri(after.output_uri) if after else None)
+            after, teacher = (trained.get(other or "") for other in (config.arms[arm].after, config.arms[arm].teacher))
+            bundles = {other: bundle_uri(step.output_uri) for other, step in trained.items()}
+            run, wrong = _resolved(config, tree, arm, seed=seed, bundle_of=bundles.__getitem__)
             if run is None:
                 raise BadInputError(f"{path}: arm {arm}, seed {seed}: {'; '.join(wrong)}")
-            planned = planner.plan(run, after=after)
+            planned = planner.plan(run, after=after, teacher=teacher)
             trained[arm] = entry_of(planned, "train")
             runs.append(SweepRun(arm, seed, run, planned))
     return Sweep(config, runs)
 
 
 def _resolved(
-    config: SweepConfig, base: dict[str, Any], arm: str, *, seed: int, init_from: str | None
+    config: SweepConfig, base: dict[str, Any], arm: str, *, seed: int, bundle_of: Callable[[str], str]
 ) -> tuple[RunConfig | None, list[str]]:
     """The run of an arm with a seed, or what is wrong with it.
 
     Args:
-        init_from: bundle of the arm it comes after; not looked at where it comes after none.
+        bundle_of: where the model of an arm that it needs lies.
     """
     settings = config.arms[arm].set
     problems = [f"set.{key}: {TAKEN[key]}" for key in (*config.set, *settings) if key in TAKEN]
@@ -131,10 +134,14 @@ def _resolved(
         if not key.startswith(FREE)
     ]
     changes = {**config.set, **settings, "name": f"{config.name}-{arm}-seed-{seed}", "training.seed": seed}
-    if config.arms[arm].after is not None:
-        if "training.init_from" in settings:
-            problems.append("set.training.init_from: it follows from `after`")
-        changes["training.init_from"] = init_from
+    for field, other, key in (
+        ("after", config.arms[arm].after, "training.init_from"),
+        ("teacher", config.arms[arm].teacher, "training.distillation.teacher"),
+    ):
+        if other is not None:
+            if key in settings:
+                problems.append(f"set.{key}: it follows from `{field}`")
+            changes[key] = bundle_of(other)
     tree = copy.deepcopy(base)
     tree.pop("showcase", None)  # no model of a sweep is registered or served
     for key, value in changes.items():
@@ -158,6 +165,20 @@ def _unknown_readings(config: SweepConfig, models: Mapping[str, str]) -> list[st
             arm, _, reading = text.partition(".")
             if reading in READINGS and arm in models and reading not in readings_of(models[arm]):
                 problems.append(f"compare.{number}: {models[arm]} generates nothing, so {arm!r} has no reading {reading!r}")
+    return problems
+
+
+def _unfit_teachers(config: SweepConfig, trainings: Mapping[str, TrainConfig]) -> list[str]:
+    """What else would show only once the teacher is trained.  Args: trainings by arm, of arms that are right."""
+    problems = []
+    for name, arm in config.arms.items():
+        if name in trainings and arm.teacher is not None and arm.teacher in trainings:
+            ours, theirs = (trainings[one].preprocess.image_size for one in (name, arm.teacher))
+            if ours != theirs:
+                problems.append(
+                    f"arms.{name}.teacher: {arm.teacher!r} reads pictures of {theirs} px, {name!r} of {ours} px; they have to "
+                    "be the same"
+                )
     return problems
 
 

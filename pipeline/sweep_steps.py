@@ -7,7 +7,7 @@ from infra import storage
 from infra.config import StrictModel, content_hash, flattened
 from pipeline.config import DatasetName, RunConfig
 from pipeline.data_steps import data_steps
-from pipeline.model_steps import bundle_uri, model_steps
+from pipeline.model_steps import bundle_uri, model_steps, training_identity
 from pipeline.steps import PlannedStep, Step, StepContext, StepResult, plan_steps
 from pipeline.sweep import EvaluationSetConfig, readings_of
 from training.bundle import load_bundle
@@ -49,16 +49,20 @@ class SweepPlanner:
         self._data: dict[str, list[Step]] = {}
         self._identities: dict[str, list[str]] = {}
 
-    def plan(self, config: RunConfig, *, after: PlannedStep | None = None) -> list[PlannedStep]:
+    def plan(
+        self, config: RunConfig, *, after: PlannedStep | None = None, teacher: PlannedStep | None = None
+    ) -> list[PlannedStep]:
         """Every step of a run with its address, but those that nothing here reads.
 
         Args:
             after: training of the model that this one starts from, done or not.
+            teacher: training of the one that it learns from besides.
 
         Raises:
             BadInputError: an input of the run is not there.
         """
-        steps = [*self._data_steps(config, "train"), *self._data_steps(config, "evaluation"), _train_step(config, after)]
+        train = _train_step(config, after, teacher)
+        steps = [*self._data_steps(config, "train"), *self._data_steps(config, "evaluation"), train]
         steps += [self._evaluation_step(config, name, found) for name, found in self._sets.items()]
         needed: set[str] = set()
         for step in reversed(steps):
@@ -103,14 +107,14 @@ def _identities(uri: str) -> list[str]:
     return [storage.fingerprint(file) for file in files] or [f"{uri} {storage.version_tag(uri)}"]
 
 
-def _train_step(config: RunConfig, after: PlannedStep | None) -> Step:
-    """Where it starts from another model, that one is known by the address of its training: it need not be there yet."""
-    if after is None:
-        (train,) = (step for step in model_steps(config) if step.name == "train")
-        return train
-    scratch = config.rebuilt(training=config.training.rebuilt(init_from=None))
-    settings = {**scratch.training.identity(), "init_from": after.hash}
-    return replace(_train_step(scratch, None), settings=settings, params=flattened(config.training))
+def _train_step(config: RunConfig, after: PlannedStep | None, teacher: PlannedStep | None) -> Step:
+    """The models of other arms that it reads are known by the address of their training: they need not be there yet."""
+    scratch = config.rebuilt(training=config.training.rebuilt(init_from=None, distillation=None))
+    (train,) = (step for step in model_steps(scratch) if step.name == "train")
+    settings = training_identity(
+        config.training, init_from=after.hash if after else None, teacher=teacher.hash if teacher else None
+    )
+    return replace(train, settings=settings, params=flattened(config.training))
 
 
 def _evaluate(context: StepContext, evaluation_set: EvaluationSetConfig, tasks: EvaluationConfig) -> StepResult:

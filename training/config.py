@@ -9,6 +9,7 @@ from infra.errors import BadInputError
 from infra.tracking import TrackingConfig
 from training.architecture import GenerationConfig, architecture
 from training.conditioning_config import ConditioningConfig
+from training.distillation_config import DistillationConfig
 from training.freezing import Part
 from training.model.hyperclip import HyperClipConfig
 from training.model.registry import MODELS
@@ -138,6 +139,8 @@ class TrainConfig(StrictModel):
     log_every_steps: PositiveInt = 10
     optimizer: OptimizerConfig = OptimizerConfig()
     conditioning: ConditioningConfig = ConditioningConfig()
+    distillation: DistillationConfig | None = None
+    """Learn from a larger model besides; absent: from the pictures and captions alone."""
     augment: AugmentConfig = AugmentConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationScheduleConfig = EvaluationScheduleConfig()
@@ -212,9 +215,14 @@ class TrainConfig(StrictModel):
             )
         return self
 
-    def identity(self) -> dict[str, Any]:
-        """Everything that decides the numbers; workers, ZeRO stage, and how a run is watched may change on resume."""
-        return self.model_dump(
+    def identity(self, *, init_from: str | None = None, teacher: str | None = None) -> dict[str, Any]:
+        """Everything that decides the numbers; workers, ZeRO stage, and how a run is watched may change on resume.
+
+        Args:
+            init_from: what the bundle of that setting is known by, wherever it lies; its address when absent.
+            teacher: likewise of distillation.teacher.
+        """
+        found = self.model_dump(
             mode="json",
             exclude={
                 "workers",
@@ -229,6 +237,17 @@ class TrainConfig(StrictModel):
                 "compile_blocks",
             },
         )
+        found["init_from"] = init_from or self.init_from
+        if self.distillation is None:
+            del found["distillation"]  # so a run without keeps the address that it had before there was any
+        else:
+            found["distillation"]["teacher"] = teacher or self.distillation.teacher
+        return found
+
+    @property
+    def bundle_uris(self) -> tuple[str, ...]:
+        """The models that training reads."""
+        return tuple(uri for uri in (self.init_from, self.distillation and self.distillation.teacher) if uri)
 
     def architecture(self) -> HyperClipConfig:
         """The model that is trained."""

@@ -56,8 +56,15 @@ def gather_dealt(own: Tensor, num_rows: int) -> Tensor:
     """(S, D) dealt rows of each rank -> the first (num_rows, D) of the whole on every rank, with gradient to where they lie."""
     if world_size() == 1:
         return own[:num_rows]
-    gathered: Tensor = _GatherRows.apply(own[: dealt_share(num_rows)])
-    return gathered.unflatten(0, (world_size(), -1)).transpose(0, 1).flatten(0, 1)[:num_rows]
+    return gather_rows(own[: dealt_share(num_rows)]).unflatten(0, (world_size(), -1)).transpose(0, 1).flatten(0, 1)[:num_rows]
+
+
+def gather_rows(own: Tensor) -> Tensor:
+    """(S, D) on each rank -> (W * S, D) on every rank, in rank order, with gradient to where they lie."""
+    if world_size() == 1:
+        return own
+    gathered: Tensor = _GatherRows.apply(own)
+    return gathered
 
 
 class _GatherRows(torch.autograd.Function):

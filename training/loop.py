@@ -26,6 +26,7 @@ from training.checkpoint import (
 from training.checkpointer import Checkpointer
 from training.config import TrainConfig, TrainRequest
 from training.data import TrainingBatches
+from training.distillation import read_teacher
 from training.engine import Engine
 from training.evaluation.during_training import CheckpointEvaluator
 from training.health import HealthWindow
@@ -73,14 +74,22 @@ def train(request: TrainRequest, *, on_metrics: OnMetrics) -> None:
     reader = open_shards(request.shards_uri, cache_bytes=int(config.loader_cache_gb * 1e9))
     batches = TrainingBatches(reader, config, rank=rank.rank, world_size=rank.world_size)
     initial = read_initial(config.init_from) if config.init_from else None
-    torch.manual_seed(config.seed)
+    teacher = read_teacher(config, device=rank.device)
+    torch.manual_seed(config.seed)  # after all that draws random numbers by being built
     model = HyperClip(config.architecture())
     if initial and config.init_from:
         start_from(model, initial, uri=config.init_from)
-    objective = ContrastiveObjective(model, config.conditioning, seed=config.seed, autocast=config.precision == "bf16")
+    objective = ContrastiveObjective(
+        model, config.conditioning, seed=config.seed, autocast=config.precision == "bf16", teacher=teacher
+    )
     engine = Engine(objective, config, device=rank.device)
     checkpoints_uri = storage.join(request.output_uri, CHECKPOINTS)
-    config_hash = training_hash(config, reader.manifest, init_digest=initial.digest if initial else None)
+    config_hash = training_hash(
+        config,
+        reader.manifest,
+        init_digest=initial.digest if initial else None,
+        teacher_digest=teacher.digest if teacher else None,
+    )
     state = _start(engine, checkpoints_uri, TrainState(seed=config.seed, config_hash=config_hash))
 
     with ExitStack() as stack:
@@ -121,6 +130,7 @@ def train(request: TrainRequest, *, on_metrics: OnMetrics) -> None:
                     "delta_penalty": output.delta_penalty.item(),
                     "neutral_loss": output.neutral_loss.item(),
                     "routing_loss": output.routing_loss.item(),
+                    "distillation_loss": output.distillation_loss.item(),
                     **interval.take(),
                     **peak_memory(rank.device),
                 }
@@ -200,9 +210,12 @@ def step_seed(seed: int, *, step: int, rank: int) -> int:
     return int(np.random.SeedSequence((seed, 4, step, rank)).generate_state(1, np.uint64)[0])
 
 
-def training_hash(config: TrainConfig, manifest: ShardManifest, *, init_digest: str | None) -> str:
-    """Which run a checkpoint belongs to: the configuration, the shards, and the model it started from, wherever that lies."""
-    identity = config.identity() | {"init_from": init_digest}
+def training_hash(
+    config: TrainConfig, manifest: ShardManifest, *, init_digest: str | None, teacher_digest: str | None = None
+) -> str:
+    """Which run a checkpoint belongs to: the configuration, the shards, and the models it started and learns from, wherever
+    these lie."""
+    identity = config.identity(init_from=init_digest, teacher=teacher_digest)
     return content_hash({"config": identity, "shards": [shard.sha256 for shard in manifest.shards]})
 
 

@@ -33,6 +33,9 @@ A small image encoder and a text encoder (SigLIP): the twin of a HyperCLIP, whic
 {% if config.init_from %}
 | started from | a bundle |
 {% endif %}
+{% if config.distillation %}
+| learned besides from | a teacher's bundle, weight {{ config.distillation.weight }} |
+{% endif %}
 {% if config.freeze %}
 | frozen for {{ config.freeze_steps }} steps | {{ config.freeze | join(", ") }} |
 {% endif %}

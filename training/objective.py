@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from training.batch_texts import BatchTexts, arrange_texts
 from training.conditioning import ConditioningPlan, plan_conditioning
 from training.conditioning_config import ConditioningConfig
+from training.distillation import Features, Teacher, distillation_loss
 from training.exchange import deal, from_first_rank, gather_dealt, gather_values, rank
 from training.freezing import is_of_deltas
 from training.loss import PairIds
@@ -69,6 +70,8 @@ class ObjectiveOutput:
     routing_loss: Tensor
     """() cross-entropy of the mixtures against the learned deltas that the sets should be made of, not yet weighted; 0 where it
     takes no part."""
+    distillation_loss: Tensor
+    """() divergence of this rank's samples from the teacher, not yet weighted; 0 without one."""
     logit_scale: Tensor
     """() under which the loss was taken; ZeRO-3 has the parameter at hand only within the forward pass."""
     logit_bias: Tensor
@@ -78,12 +81,21 @@ class ObjectiveOutput:
 class ContrastiveObjective(nn.Module):
     """The model with its loss: what DeepSpeed wraps."""
 
-    def __init__(self, model: HyperClip, conditioning: ConditioningConfig, *, seed: int, autocast: bool = False) -> None:
+    def __init__(
+        self,
+        model: HyperClip,
+        conditioning: ConditioningConfig,
+        *,
+        seed: int,
+        autocast: bool = False,
+        teacher: Teacher | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.conditioning = conditioning
         self.seed = seed
         self.autocast = autocast
+        self.teacher = teacher
         self._shared = [parameter for name, parameter in model.named_parameters() if not is_of_deltas(name)]
 
     def forward(self, batch: LocalBatch, *, step: int, batch_number: int) -> ObjectiveOutput:
@@ -100,7 +112,8 @@ class ContrastiveObjective(nn.Module):
             name_index=samples.name_index,
             used=samples.name_index if plan is None else plan.sets,
         )
-        text_features = self._encode_texts(deal(texts.tokens))  # (S, D)
+        tokens = deal(texts.tokens)
+        text_features = _encode_texts(self.model, tokens)  # (S, D)
         names = None
         if plan is None or self.model.hypernetwork is not None or self.conditioning.loss == "softmax":
             names = texts.mean_by_name(gather_dealt(text_features, texts.num_conditioning))  # (M, D)
@@ -131,6 +144,12 @@ class ContrastiveObjective(nn.Module):
             everything = replace(pairs, group=None)
             neutral_loss = self._sigmoid_loss(neutral_features, text_features, everything[mine], everything)
             loss = loss + weight * neutral_loss
+        distillation = torch.zeros_like(loss)
+        if self.teacher is not None:
+            found = Features(image_features, text_features, self.model.logit_scale)
+            wanted = _features_of(self.teacher, batch.images, tokens)
+            distillation = distillation_loss(found, wanted, pairs=pairs, num_texts=len(texts.tokens))
+            loss = loss + self.teacher.weight * distillation
         penalty = self.conditioning.delta_penalty * _squared_norm(delta, plan.conditioned)
         return ObjectiveOutput(
             loss + penalty + self.conditioning.routing_weight * routing,
@@ -138,6 +157,7 @@ class ContrastiveObjective(nn.Module):
             penalty.detach(),
             neutral_loss.detach(),
             routing.detach(),
+            distillation.detach(),
             self.model.logit_scale.detach(),
             self.model.logit_bias.detach(),
         )
@@ -177,12 +197,6 @@ class ContrastiveObjective(nn.Module):
             images=images,
             texts=texts,
         )
-
-    def _encode_texts(self, tokens: Tensor) -> Tensor:
-        """(S, L) -> (S, D), texts of similar length at a time."""
-        buckets = length_buckets(tokens)
-        features = torch.cat([self.model.encode_text(cut_to_longest(tokens[rows])) for rows in buckets])
-        return features[torch.argsort(torch.cat(buckets))]
 
     def _generate(self, plan: ConditioningPlan, texts: BatchTexts, names: Tensor | None) -> tuple[Tensor | None, Tensor]:
         """(M, D) -> (G, P), zero rows where the condition is dropped; None for the twin.  And () the routing loss."""
@@ -224,6 +238,19 @@ def _gather_samples(batch: LocalBatch) -> _Samples:
     captions, caption_index = torch.unique(cut_to_longest(packed[:, :width]), dim=0, return_inverse=True)
     _, name_index = torch.unique(cut_to_longest(packed[:, width : 2 * width]), dim=0, return_inverse=True)
     return _Samples(captions, caption_index, name_index, concept_ids=packed[:, -2], topic_ids=packed[:, -1])
+
+
+def _encode_texts(model: HyperClip, tokens: Tensor) -> Tensor:
+    """(S, L) -> (S, D), texts of similar length at a time."""
+    buckets = length_buckets(tokens)
+    features = torch.cat([model.encode_text(cut_to_longest(tokens[rows])) for rows in buckets])
+    return features[torch.argsort(torch.cat(buckets))]
+
+
+@torch.no_grad()
+def _features_of(teacher: Teacher, images: Tensor, tokens: Tensor) -> Features:
+    """What the teacher makes of the same pictures, varied as they are, and of the texts dealt to this rank."""
+    return Features(teacher.model.encode_image(images), _encode_texts(teacher.model, tokens), teacher.model.logit_scale)
 
 
 def _without(conditioned: Tensor, pairs: PairIds) -> tuple[PairIds, PairIds]:

@@ -8,9 +8,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from tests.unit.model_helpers import KINDS, config_with
+from tests.unit.model_helpers import KINDS, config_with, trained_like
 from training.conditioning_config import ConditioningConfig
+from training.distillation import Teacher
 from training.model.hyperclip import HyperClip
+from training.model.registry import siglip_twin
 from training.objective import ContrastiveObjective, LocalBatch
 from training.tokenizer import Tokenizer
 from training.topics import topic_id
@@ -37,6 +39,8 @@ def global_batch() -> LocalBatch:
 CASES: dict[str, dict[str, Any]] = {
     "one group": {"groups": (1,)},
     "four groups": {"groups": (4,), "delta_penalty": 0.01},
+    "teacher, one group": {"groups": (1,)},
+    "teacher, four groups": {"groups": (4,)},
     "topics": {"topics": ("a", "b"), "coherent_share": 1, "loss": "softmax", "routing_weight": 0.5},
     "everything else": {
         "groups": (4,),
@@ -54,15 +58,19 @@ def loss_and_gradients(rank: int, world_size: int, case: str) -> dict[str, torch
     torch.manual_seed(0)
     conditioning = ConditioningConfig(drop_share=0.3, **CASES[case])
     config = config_with(generates=KINDS[-1], basis=6, zero_mean=True) if conditioning.groups != (1,) else config_with()
+    teacher = Teacher(trained_like(siglip_twin(config_with("test_resnet"))), weight=2.0, digest="")
+    torch.manual_seed(0)
     model = HyperClip(config).train()
     assert model.hypernetwork is not None
     torch.nn.init.normal_(model.hypernetwork.output.weight, std=0.05)
-    objective = ContrastiveObjective(model, conditioning, seed=0)
+    taught_by = teacher if case.startswith("teacher") else None
+    objective = ContrastiveObjective(model, conditioning, seed=0, teacher=taught_by)
     share = BATCH // world_size
     local = LocalBatch(**{name: value[rank * share :][:share] for name, value in vars(global_batch()).items()})
     output = objective(local, step=0, batch_number=2)
     output.loss.backward()
-    found = {"loss": output.loss.detach(), "penalty": output.delta_penalty, "neutral": output.neutral_loss} | {
+    parts = {"penalty": output.delta_penalty, "neutral": output.neutral_loss, "distillation": output.distillation_loss}
+    found = {"loss": output.loss.detach(), **parts} | {
         f"grad.{name}": parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None
     }
     if world_size > 1:
@@ -83,7 +91,16 @@ def _worker(rank: int, world_size: int, case: str, folder: str) -> None:
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    ("case", "world_size"), [("one group", 2), ("one group", 3), ("four groups", 2), ("four groups", 3), ("everything else", 2)]
+    ("case", "world_size"),
+    [
+        ("one group", 2),
+        ("one group", 3),
+        ("four groups", 2),
+        ("four groups", 3),
+        ("teacher, one group", 3),
+        ("teacher, four groups", 2),
+        ("everything else", 2),
+    ],
 )
 def test_ranks_agree_with_one_process(case: str, world_size: int, tmp_path: Path) -> None:
     expected = loss_and_gradients(0, 1, case)
@@ -93,6 +110,8 @@ def test_ranks_agree_with_one_process(case: str, world_size: int, tmp_path: Path
     if case == "four groups":  # the one group of this batch number has its condition dropped
         assert expected["penalty"] > 1e-3
         assert torch.count_nonzero(expected["buffer.hypernetwork.code_mean"]) == 6
+    if case.startswith("teacher"):
+        assert expected["distillation"] > 0.1
     if case == "everything else":
         assert expected["neutral"] > 0.1
     for name, value in expected.items():

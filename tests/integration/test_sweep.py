@@ -20,6 +20,7 @@ from pipeline.comparison import Comparison
 from pipeline.sweep_command import SweepConsole
 from pipeline.sweep_runner import run_sweep
 from pipeline.sweep_runs import SweepRun, load_sweep
+from training.metrics_log import read_metrics
 
 pytestmark = pytest.mark.integration
 NUM_CONCEPTS = 24
@@ -80,7 +81,7 @@ def sweep_file(folder: Path) -> Path:
                 "name": "small",
                 "base": "base.yaml",
                 "seeds": [0],
-                "arms": {"twin": {"set": {"training.model": "siglip_test"}}, "hyperclip": {"after": "twin"}},
+                "arms": {"twin": {"set": {"training.model": "siglip_test"}}, "hyperclip": {"after": "twin", "teacher": "twin"}},
                 "compare": [["hyperclip", "twin"], ["hyperclip", "hyperclip.swapped"]],
                 "evaluate": {
                     "held-out": {},
@@ -145,6 +146,7 @@ def test_the_comparison_is_of_what_the_evaluations_hold(made: Made) -> None:
         assert all(one.low <= one.mean <= one.high for one in by_arm.values())
     for run in sweep.runs:
         assert run.state == "done"
+        assert (read_metrics(run.uri("train"))[-1]["distillation_loss"] > 0) == (run.arm == "hyperclip")
     assert comparison.generated.keys() == {"hyperclip"}
     assert comparison.generated["hyperclip"].rms > 0 < comparison.generated["hyperclip"].variation
     text = (made.workspace / "sweeps" / "small" / "comparison.md").read_text()

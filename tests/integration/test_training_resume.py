@@ -22,13 +22,15 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def two_stages(folder: Path) -> dict[str, Any]:
-    """The hypernetwork on a frozen twin, then everything: resumed in the first stage, two steps before the second."""
+    """The hypernetwork on a frozen twin, then everything: resumed in the first stage, two steps before the second.  All under
+    a teacher."""
     make_bundle(folder / "twin", siglip_twin(hyperclip_test()))
     return {
         "generation": {"generates": ["norm", "convolution", "pointwise", "projection"], "zero_mean": True},
         "conditioning": {"groups": [1, 4], "drop_share": 0.2, "delta_penalty": 0.001},
         "optimizer": {"warmup_steps": 2, "hypernetwork_lr_scale": 3.0},
         "init_from": str(folder / "twin"),
+        "distillation": {"teacher": str(folder / "twin")},
         "freeze": ["image_trunk", "projection", "text_encoder", "logit"],
         "freeze_steps": 7,
         "delta_share": 0.5,

@@ -207,13 +207,14 @@ def test_the_version_is_shown() -> None:
     assert CliRunner().invoke(app, ["--version"]).output.startswith("hyperclip 0.")
 
 
-def test_a_model_to_start_from_is_known_by_its_content(tmp_path: Path) -> None:
+@pytest.mark.parametrize("setting", ["init_from", "distillation.teacher"])
+def test_a_model_to_start_or_learn_from_is_known_by_its_content(setting: str, tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match=r"bundle\.json does not exist"):
-        addresses(f"training.init_from={tmp_path / 'twin'}")
+        addresses(f"training.{setting}={tmp_path / 'twin'}")
     found = []
     for place, content in (("twin", "one"), ("moved", "one"), ("other", "two")):
         (tmp_path / place).mkdir()
         (tmp_path / place / "bundle.json").write_text(content)
-        found.append(addresses(f"training.init_from={tmp_path / place}")["train"])
+        found.append(addresses(f"training.{setting}={tmp_path / place}")["train"])
     assert found[0] == found[1] != found[2]
     assert found[0] != addresses()["train"]

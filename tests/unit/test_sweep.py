@@ -135,6 +135,32 @@ def test_an_arm_starts_from_the_model_that_another_trained_with_the_same_seed(tm
     assert not set(addresses(changed, "train")) & {*twins, *others}
 
 
+def test_an_arm_learns_from_the_model_that_another_trained_with_the_same_seed(tmp_path: Path) -> None:
+    arms = {
+        "student": {"teacher": "large", "after": "twin", "set": {"training.distillation.weight": 2}},
+        "large": {},
+        "twin": {"set": {"training.model": "siglip_quickstart"}},
+    }
+    sweep = load(tmp_path, arms=arms, compare=[])  # nothing is trained yet
+    large, twin, student = (addresses(sweep, "train")[place::3] for place in range(3))
+    assert [run.arm for run in sweep.runs] == ["large", "twin", "student"] * 2
+    for run, start, teacher in zip(sweep.runs[2::3], twin, large, strict=True):
+        assert run.config.training.init_from == f"{start}/bundle"
+        assert run.config.training.distillation is not None and run.config.training.distillation.weight == 2
+        assert run.config.training.distillation.teacher == f"{teacher}/bundle"
+    moved = load(tmp_path, f"workspace={tmp_path}/elsewhere", arms=arms, compare=[])
+    assert [Path(uri).name for uri in addresses(moved, "train")[2::3]] == [Path(uri).name for uri in student]
+    arms["large"] = {"set": {"training.optimizer.learning_rate": 1.0e-4}}
+    changed = load(tmp_path, arms=arms, compare=[])  # who has another teacher learns something else
+    assert not set(addresses(changed, "train")[2::3]) & set(student)
+
+
+def test_a_teacher_that_reads_other_pictures_is_refused_before_it_is_trained(tmp_path: Path) -> None:
+    arms = {"student": {"teacher": "large"}, "large": {"set": {"training.model": "siglip_b0"}}}
+    with pytest.raises(BadInputError, match=r"arms.student.teacher: 'large' reads pictures of 224 px, 'student' of 48 px"):
+        load(tmp_path, arms=arms, compare=[])
+
+
 def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
     with pytest.raises(BadInputError) as caught:
         load(
@@ -145,6 +171,9 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
                 "b": {"after": "nobody"},
                 "c": {"after": "d"},
                 "d": {"after": "c"},
+                "e": {"teacher": "nobody"},
+                "f": {"after": "c", "teacher": "g", "set": {"training.distillation.teacher": "mine"}},
+                "g": {"after": "f"},
                 "twin": {"set": {"training.model": "siglip_quickstart", "evaluation.num_tasks": 3}},
             },
             compare=[["a", "absent"], ["a", "a.upside_down"], ["a", "a"], ["a", "twin.swapped"]],
@@ -152,8 +181,11 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
     message = str(caught.value)
     for expected in (
         "seeds: 0 is there 2 times",
-        "arms.b.after: there is no arm 'nobody'; arms: a, b, c, d, twin",
+        "arms.b.after: there is no arm 'nobody'; arms: a, b, c, d, e, f, g, twin",
+        "arms.e.teacher: there is no arm 'nobody'; arms: a, b, c, d, e, f, g, twin",
         "arms: c after d after c: none of them can be the first",
+        "arms: f after g after f: none of them can be the first",
+        "arm f: set.training.distillation.teacher: it follows from `teacher`",
         "compare.0: there is no arm 'absent'",
         "compare.1: there is no reading 'upside_down'",
         "compare.2: 'a' is compared with itself",
