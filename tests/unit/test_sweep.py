@@ -42,18 +42,20 @@ def addresses(sweep: Sweep, step: str) -> list[str]:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_sweeps_are_valid(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # where the folder of pictures lies that a sweep may want
+    Path("training").symlink_to(CONFIGS.parents[1] / "training")
     Path("pictures").mkdir()
     for name in (*(f"train-0{number}" for number in range(8)), "eval-family", "eval-concept"):
         pq.write_table(read_sample("evaluation").slice(0, 2), f"pictures/{name}.parquet")
     assert len(load_sweep(path).runs) >= 4
 
 
-def test_what_two_shipped_sweeps_call_the_same_is_the_same() -> None:
-    results, ablations = (yaml.safe_load((CONFIGS / f"sweep_{name}.yaml").read_text()) for name in ("results", "ablations"))
-    shared = results["arms"].keys() & ablations["arms"].keys()
+@pytest.mark.parametrize("other", ["ablations", "distillation"])
+def test_what_two_shipped_sweeps_call_the_same_is_the_same(other: str) -> None:
+    results, others = (yaml.safe_load((CONFIGS / f"sweep_{name}.yaml").read_text()) for name in ("results", other))
+    shared = results["arms"].keys() & others["arms"].keys()
     assert {"twin", "hyperclip"} <= shared  # trained once, and compared with each other
-    assert {name: results["arms"][name] for name in shared} == {name: ablations["arms"][name] for name in shared}
-    assert results["set"] == ablations["set"]
+    assert {name: results["arms"][name] for name in shared} == {name: others["arms"][name] for name in shared}
+    assert results["set"] == others["set"]
 
 
 def test_the_sweep_that_the_guide_shows_is_valid(tmp_path: Path) -> None:
