@@ -11,6 +11,7 @@ from pipeline.model_steps import bundle_uri, model_steps, training_identity
 from pipeline.steps import PlannedStep, Step, StepContext, StepResult, plan_steps
 from pipeline.sweep import EvaluationSetConfig, readings_of
 from training.bundle import load_bundle
+from training.evaluation.evaluation_set import EvaluationSet
 from training.evaluation.open_set import open_evaluation_set
 from training.evaluation.result_files import log_result, write_result
 from training.evaluation.zero_shot import EvaluationConfig, evaluate_zero_shot
@@ -130,7 +131,7 @@ def _evaluate(context: StepContext, evaluation_set: EvaluationSetConfig, tasks: 
     chosen = readings_of(context.config.training.model)
     found = SetAccuracies(
         bundle_digest=bundle.digest,
-        tasks_identity=content_hash({"pictures": pictures.identity, "tasks": tasks.model_dump(mode="json")}),
+        tasks_identity=tasks_identity(pictures, tasks),
         kinds={
             one.family.slug: TaskAccuracies(
                 title=one.family.title,
@@ -142,6 +143,11 @@ def _evaluate(context: StepContext, evaluation_set: EvaluationSetConfig, tasks: 
     )
     storage.write_atomic(storage.join(context.output_uri, ACCURACIES_NAME), found.model_dump_json(indent=1))
     return StepResult(summary=_summary(found), facts={"bundle_digest": bundle.digest}, metrics=metrics_of(found))
+
+
+def tasks_identity(pictures: EvaluationSet, tasks: EvaluationConfig) -> str:
+    """What two models have to share for their accuracies to be paired."""
+    return content_hash({"pictures": pictures.identity, "tasks": tasks.model_dump(mode="json")})
 
 
 def metrics_of(found: SetAccuracies) -> dict[str, float]:

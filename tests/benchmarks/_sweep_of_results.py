@@ -77,8 +77,33 @@ def sweep_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="a few steps only, to see that it runs")
 
 
-def results_of(arguments: argparse.Namespace) -> Results:
-    """Run what is not done of the sweep, and compare.
+@dataclass(frozen=True)
+class Part:
+    """Some arms of the sweep, with those that they start from, on one evaluation set."""
+
+    name: str
+    """What it adds to the sweep's, beside whose comparison its own lies."""
+    arms: Sequence[str]
+    evaluation_set: str
+
+    def of(self, tree: Mapping[str, Any]) -> dict[str, Any]:
+        kept: set[str] = set()
+        for arm in self.arms:
+            needed: str | None = arm
+            while needed is not None:
+                kept.add(needed)
+                needed = tree["arms"][needed].get("after")
+        return {
+            **tree,
+            "name": f"{tree['name']}-{self.name}",
+            "arms": {name: arm for name, arm in tree["arms"].items() if name in kept},
+            "compare": [pair for pair in tree["compare"] if all(text.partition(".")[0] in kept for text in pair)],
+            "evaluate": {self.evaluation_set: tree["evaluate"][self.evaluation_set]},
+        }
+
+
+def results_of(arguments: argparse.Namespace, *, part: Part | None = None) -> Results:
+    """Run what is not done of the sweep, or of a part of it, and compare.
 
     Raises:
         BadInputError: the folder lacks something, or the sweep is wrong.
@@ -87,6 +112,8 @@ def results_of(arguments: argparse.Namespace) -> Results:
     folder = arguments.pictures.absolute() if arguments.pictures else write_sample_folder(workspace / "sample")
     small = QUICK if arguments.quick else SMOKE if arguments.pictures is None else None
     tree = yaml.safe_load(arguments.sweep.read_text())
+    if part is not None:
+        tree = part.of(tree)
     base = (arguments.sweep.parent / tree["base"]).resolve()
     changed = on_folder({**tree, "base": str(base)}, folder, workspace=workspace)
     if arguments.pictures is None:  # its sources have other names

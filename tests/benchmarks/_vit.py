@@ -1,4 +1,4 @@
-"""A vision transformer of about as many parameters as another encoder, at the same image size, as a trunk of timm.
+"""Vision transformers as trunks of timm: of given sizes, or of about as many parameters as another encoder.
 
 Shapes: S side of a picture, D embedding.
 """
@@ -21,19 +21,29 @@ SMALL = 96
 def vit_like(encoder: ImageEncoder, *, num_parameters: int) -> ImageEncoderConfig:
     """An encoder with a ViT for a trunk whose depth and width bring it nearest to `num_parameters`.
 
-    The trunk is registered with timm under a name that says its sizes.
-
     Raises:
         BadInputError: the pictures do not divide into patches.
     """
     image = encoder.config
-    side = image.image_size
-    patch = 16 if side >= SMALL else 8
-    if side % patch:
-        raise BadInputError(f"pictures of {side} pixels do not divide into patches of {patch}: no ViT to compare with")
+    patch = 16 if image.image_size >= SMALL else 8
     shapes = [(depth, width) for depth, width in product(DEPTHS, WIDTHS) if width % _heads(width) == 0]
     depth, width = min(shapes, key=lambda shape: abs(_num_parameters(image, patch, *shape) - num_parameters))
-    sizes = {"img_size": side, "patch_size": patch, "embed_dim": width, "depth": depth, "num_heads": _heads(width)}
+    return with_vit(encoder, patch=patch, width=width, depth=depth)
+
+
+def with_vit(encoder: ImageEncoder, *, patch: int, width: int, depth: int) -> ImageEncoderConfig:
+    """The same encoder with a ViT for a trunk, which is registered with timm under a name that says its sizes.
+
+    Raises:
+        BadInputError: the pictures do not divide into patches, or the width not into heads.
+    """
+    image = encoder.config
+    side, heads = image.image_size, _heads(width)
+    if side % patch:
+        raise BadInputError(f"pictures of {side} pixels do not divide into patches of {patch}: no ViT to compare with")
+    if width % heads:
+        raise BadInputError(f"a width of {width} does not divide into {heads} heads")
+    sizes = {"img_size": side, "patch_size": patch, "embed_dim": width, "depth": depth, "num_heads": heads}
     return replace(image, trunk=_registered(sizes), generates=("norm",), trunk_options={})
 
 
