@@ -12,7 +12,7 @@ let pictures = []; // {file, url}
 let busy = false;
 
 function labels() {
-  const text = $("labels").value;
+  const text = $("labels").value.trim(); // a line end behind the last name does not make lines of it
   const parts = text.includes("\n") ? text.split("\n") : text.split(",");
   return parts.map((part) => part.trim()).filter(Boolean);
 }

@@ -149,7 +149,8 @@ def test_mistakes_are_named_where_they_are_made(page: Page, files: dict[str, Pat
     page.choose(files["one.png"], files["notes.txt"])
     assert page.part("status").text == "Not added, as only JPEG, PNG and WebP are read: notes.txt."
     assert "'cat' is there twice" in page.classify()
-    page.name("cat\ndog")
+    page.name("cat, dog\n")
+    assert page.part("count").text == "2 classes"
     page.choose(files["not.png"])
     assert page.classify() == "1 of 2 pictures got no scores; the reason stands beside each."
     assert len(page.answers()) == 1
