@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import PositiveInt
 
 from infra.config import StrictModel
+from infra.errors import ClusterError
 
 WORKER_ENVIRONMENT = {
     # nothing phones home, and nothing is fetched from a hub at run time
@@ -37,7 +38,11 @@ class ClusterConfig(StrictModel):
 
 @contextmanager
 def connected(config: ClusterConfig) -> Iterator[None]:
-    """Connect to Ray, and disconnect (ending an own cluster) at the end.  A connection already there is used as it is."""
+    """Connect to Ray, and disconnect (ending an own cluster) at the end.  A connection already there is used as it is.
+
+    Raises:
+        ClusterError: Ray does not start, or does not answer.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.update(WORKER_ENVIRONMENT)
     if not sys.stdout.isatty():
@@ -50,16 +55,26 @@ def connected(config: ClusterConfig) -> Iterator[None]:
     own = config.address == "local"
     # Ray warns that the cluster it starts wants a token, which it has made and uses by itself
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    ray.init(
-        address=config.address,
-        num_cpus=config.num_cpus if own else None,
-        include_dashboard=False if own else None,
-        # what workers print stays in Ray's logs: errors travel as exceptions, progress by our own reports
-        log_to_driver=config.log_level in ("debug", "info"),
-        logging_level=getattr(logging, config.log_level.upper()),
-        runtime_env={"env_vars": WORKER_ENVIRONMENT},
-        configure_logging=False,
-    )
+    try:
+        ray.init(
+            address=config.address,
+            num_cpus=config.num_cpus if own else None,
+            include_dashboard=False if own else None,
+            # what workers print stays in Ray's logs: errors travel as exceptions, progress by our own reports
+            log_to_driver=config.log_level in ("debug", "info"),
+            logging_level=getattr(logging, config.log_level.upper()),
+            runtime_env={"env_vars": WORKER_ENVIRONMENT},
+            configure_logging=False,
+        )
+    except Exception as error:  # Ray raises a plain one where its processes are not up in time
+        ray.shutdown()
+        what = (
+            "a Ray cluster did not start on this machine"
+            if own
+            else f"no Ray cluster answers at cluster.address={config.address}"
+        )
+        hint = "Is the machine busy, or short of memory? Run it again, it goes on where it was" if own else "Is it running?"
+        raise ClusterError(f"{what}: {str(error) or type(error).__name__}. {hint}") from error
     try:
         yield
     finally:

@@ -25,5 +25,9 @@ class CorruptArtefactError(HyperClipError):
     """A stored artefact does not match its manifest (hash, size, structure or schema version)."""
 
 
+class ClusterError(HyperClipError):
+    """Ray does not start, or does not answer."""
+
+
 class ParityError(HyperClipError):
     """Two paths that must compute the same thing do not."""

@@ -6,6 +6,7 @@ import pytest
 import ray
 
 from infra.cluster import WORKER_ENVIRONMENT, ClusterConfig, connected
+from infra.errors import ClusterError
 
 pytestmark = pytest.mark.integration
 
@@ -34,4 +35,11 @@ def test_a_local_cluster_lives_as_long_as_its_block(monkeypatch: pytest.MonkeyPa
 def test_a_cluster_ends_with_the_error_inside_it() -> None:
     with pytest.raises(KeyError, match="inside"), connected(ClusterConfig(num_cpus=1)):
         raise KeyError("inside")
+    assert not ray.is_initialized()
+
+
+def test_an_address_that_is_none_is_named() -> None:
+    wrong = pytest.raises(ClusterError, match=r"no Ray cluster answers at cluster\.address=nowhere: ")
+    with wrong, connected(ClusterConfig(address="nowhere")):
+        pass
     assert not ray.is_initialized()
