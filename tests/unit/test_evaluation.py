@@ -209,7 +209,7 @@ def test_jobs_that_share_a_pass_give_what_each_gives_alone(real: Bundle, pixels:
 
 
 def test_the_pixels_are_normalized_as_when_served(real: Bundle, pixels: np.ndarray) -> None:
-    found = PictureEncoder(real, pixels)._normalized(np.array([3]))[0].numpy()
+    found = PictureEncoder(real, pixels)._normalized(pixels[3:4])[0].numpy()
     assert np.array_equal(found, normalize(pixels[3], real.preprocess))
 
 

@@ -4,20 +4,21 @@ Names and captions are small and are there at once; pictures come as a stream in
 Shapes: M pictures, S side of a picture as the model sees it.
 """
 
-import os
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
+import torch
 from pydantic import Field
 
 from infra import images
 from infra.config import StrictModel
 from infra.errors import BadInputError
+from training.evaluation.core_threads import core_threads
 from training.preprocess import PreprocessConfig, centre_square
 from training.topics import topic_of
 
@@ -26,11 +27,13 @@ OBJECT = "object"
 """The first reading of the pictures: what they show."""
 MAX_NAMED = 5
 """Broken pictures that an error names."""
-DECODED_AT_ONCE, AHEAD = 64, 16
-"""Pictures that a thread decodes in one go, and how many such parts are read before they are needed: this bounds the encoded
-pictures in memory; decoded ones take three bytes a pixel at the model's size."""
+DECODED_AT_ONCE, AHEAD = 64, 4
+"""Pictures that a thread decodes in one go, and how many such parts are read beyond one for each thread: this bounds
+the encoded pictures in memory; decoded ones take three bytes a pixel at the model's size."""
 MAX_IN_MEMORY = 2 << 30
 """Bytes of decoded pictures beyond which they lie in a temporary file."""
+
+Value = TypeVar("Value")
 
 
 class ReadingConfig(StrictModel):
@@ -139,13 +142,15 @@ def decoded(pictures: EvaluationSet, config: PreprocessConfig) -> np.ndarray:
         BadInputError: a picture is broken; the first ones are named with their place.
     """
     found = space_for(pictures, config)
-    for _ in decode_into(found, pictures, config):
+    for _ in decode_into(found, pictures, config, then=lambda rows: rows):
         pass
     return found
 
 
-def decode_into(found: np.ndarray, pictures: EvaluationSet, config: PreprocessConfig) -> Iterator[slice]:
-    """Decode on all cores; yields the rows that are ready, in order, while the next ones are being decoded.
+def decode_into(
+    found: np.ndarray, pictures: EvaluationSet, config: PreprocessConfig, *, then: Callable[[slice], Value]
+) -> Iterator[Value]:
+    """Decode on all cores; yields in order what `then` makes of the rows that are ready, in the thread that decoded them.
 
     Raises:
         BadInputError: as `decoded`, when the other pictures are done.
@@ -153,7 +158,7 @@ def decode_into(found: np.ndarray, pictures: EvaluationSet, config: PreprocessCo
     broken: list[str] = []
     number_broken = done = 0
 
-    def decode(part: list[tuple[int, tuple[str, bytes]]]) -> list[str]:
+    def decode(part: list[tuple[int, tuple[str, bytes]]]) -> tuple[list[str], Value]:
         problems = []
         for number, (place, data) in part:
             try:
@@ -161,20 +166,21 @@ def decode_into(found: np.ndarray, pictures: EvaluationSet, config: PreprocessCo
                 found[number] = centre_square(pixels, config.image_size)
             except images.ImageError as error:
                 problems.append(f"{place}: {error}")
-        return problems
+        return problems, then(slice(part[0][0], part[-1][0] + 1))
 
     stream = enumerate(pictures.stored())
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # decoding and resizing leave the interpreter
+    with core_threads() as threads:  # decoding and resizing leave the interpreter
         parts = iter(lambda: list(islice(stream, DECODED_AT_ONCE)), [])
-        waiting = deque((len(part), threads.submit(decode, part)) for part in islice(parts, AHEAD))
+        ahead = torch.get_num_threads() + AHEAD
+        waiting = deque((len(part), threads.submit(decode, part)) for part in islice(parts, ahead))
         while waiting:
             size, future = waiting.popleft()
-            problems = future.result()
+            problems, value = future.result()
             waiting.extend((len(part), threads.submit(decode, part)) for part in islice(parts, 1))
             number_broken += len(problems)
             broken += problems[: MAX_NAMED - len(broken)]
-            yield slice(done, done + size)
             done += size
+            yield value
     if broken:
         more = f"\n  and {number_broken - len(broken):,} more" if number_broken > len(broken) else ""
         raise BadInputError(

@@ -5,7 +5,6 @@ Shapes: M pictures, B pictures of a task, C names, D embedding, T distinct capti
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -52,11 +51,10 @@ class ModelOnSet:
         known = images.get(bundle.preprocess)
         space = space_for(pictures, bundle.preprocess) if known is None else known
         encoder = PictureEncoder(bundle, space)
-        ready = decode_into(space, pictures, bundle.preprocess) if known is None else iter([slice(0, len(space))])
-        first = next(ready)  # from here on decoding goes on in threads, while the names are encoded
         readings = {reading.name: reading for reading in (pictures.objects, *pictures.further)}
         names = {name: encode_labels(bundle, reading.names, templates) for name, reading in readings.items()}
-        encoder.encode_neutral(chain([first], ready))
+        if known is None:
+            encoder.keep_neutral(decode_into(space, pictures, bundle.preprocess, then=encoder.encode_neutral))
         images[bundle.preprocess] = space
         return ModelOnSet(bundle, encoder, readings, names)
 
