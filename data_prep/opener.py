@@ -5,6 +5,7 @@ Installed with `urllib.request.install_opener`, which reaches this process only.
 """
 
 import contextlib
+import hashlib
 import http.client
 import io
 import ipaddress
@@ -36,6 +37,12 @@ class RequestRecord(NamedTuple):
     reason: str | None
     """None for a picture."""
     attempts: int
+    fetched_at: float
+    """When the last attempt ended, seconds since the epoch."""
+    num_bytes: int | None = None
+    """Of the picture as received."""
+    sha256: str | None = None
+    """Hex, of the bytes as received."""
 
 
 class Response(io.BytesIO):
@@ -77,9 +84,15 @@ class HardenedOpener(urllib.request.OpenerDirector):
                 if error.passing and attempt < self.retries:
                     time.sleep(self.policy.retry_wait_s * 2**attempt)
                     continue
-                self._record(RequestRecord(url, **trace, reason=error.reason, attempts=attempt + 1))
+                self._record(RequestRecord(url, **trace, reason=error.reason, attempts=attempt + 1, fetched_at=time.time()))
                 raise error from problem.__cause__
-            self._record(RequestRecord(url, **trace, reason=None, attempts=attempt + 1))
+            body = response.getvalue()
+            digest = hashlib.sha256(body).hexdigest()
+            self._record(
+                RequestRecord(
+                    url, **trace, reason=None, attempts=attempt + 1, fetched_at=time.time(), num_bytes=len(body), sha256=digest
+                )
+            )
             return response
         raise AssertionError("unreachable: the last attempt returns or raises")
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -62,6 +63,11 @@ def collect_outcomes(
                 entry |= {"state": "failed", "reason": reason, "detail": row["error_message"]}
             if request:
                 entry |= {name: getattr(request, name) for name in ("final_url", "http_status", "content_type")}
+                entry |= {
+                    "fetched_at": datetime.fromtimestamp(request.fetched_at, UTC),
+                    "received_bytes": request.num_bytes,
+                    "received_sha256": request.sha256,
+                }
             outcomes.append(entry)
     for row in rows.filter(pc.is_valid(rows["url_problem"])).to_pylist():
         entry = {name: row[name] for name in ("row", "uid", "url")}

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import NonNegativeInt
 
-from data_prep.raw import OUTCOME_SCHEMA, OUTCOMES_NAME, RawShard
+from data_prep.raw import OUTCOME_SCHEMA, OUTCOMES_FOLDER, OUTCOMES_NAME, RawShard
 from infra import storage
 from infra.config import StrictModel
 from infra.errors import CorruptArtefactError
@@ -49,7 +49,7 @@ def report_uri(output_uri: str, partition: AnyPartition) -> str:
 
 
 def outcomes_uri(output_uri: str, partition: AnyPartition) -> str:
-    return storage.join(output_uri, "outcomes", f"{partition.name}.parquet")
+    return storage.join(output_uri, OUTCOMES_FOLDER, f"{partition.name}.parquet")
 
 
 def finished_report(partition: AnyPartition, config: Identified, *, output_uri: str) -> PartitionReport | None:

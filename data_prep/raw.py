@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import Field, NonNegativeInt
 
 from infra import storage
@@ -24,6 +25,7 @@ from infra.errors import BadInputError, CorruptArtefactError
 
 REPORT_NAME = "download.json"
 OUTCOMES_NAME = "outcomes.parquet"
+OUTCOMES_FOLDER = "outcomes"
 SCHEMA_VERSION = 1
 IMAGE_SUFFIXES = ("jpg", "png", "webp")
 """Of the picture in a raw tar.  img2dataset names one suffix for all, so it says nothing about the format."""
@@ -46,6 +48,9 @@ OUTCOME_SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("bytes", pa.int64()),
         ("sha256", pa.string()),  # of the bytes as stored
+        ("fetched_at", pa.timestamp("ms", tz="UTC")),  # null where nothing was asked for
+        ("received_bytes", pa.int64()),
+        ("received_sha256", pa.string()),  # as first seen, before any resizing
     ]
 )
 
@@ -95,6 +100,13 @@ def read_download_report(raw_uri: str) -> DownloadReport:
         raise BadInputError(f"{raw_uri} holds no {REPORT_NAME}: the download (or import) has not finished; run it again")
     storage.check_schema_version(uri, newest=SCHEMA_VERSION)
     return storage.read_model(uri, DownloadReport)
+
+
+def iter_outcomes(raw_uri: str) -> Iterator[pa.Table]:
+    """The outcomes of a download or an import, of `OUTCOME_SCHEMA`, a partition at a time: memory holds one."""
+    for uri in storage.list_files(storage.join(raw_uri, OUTCOMES_FOLDER), suffix=".parquet"):
+        with storage.open_read(uri) as file:
+            yield pq.read_table(file)
 
 
 def read_raw_shard(raw_uri: str, shard: RawShard) -> Iterator[RawSample]:
