@@ -14,6 +14,7 @@ from infra.errors import BadInputError, HyperClipError
 from pipeline.console import out
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from training.bundle import Bundle
@@ -93,8 +94,9 @@ def specialize(
     from training.specialize import save_specialized
     from training.specialize import specialize as make
 
+    names = _labels(labels)
     with _opened(model, tracking_uri=tracking_uri, config=config) as bundle:
-        encoder = make(bundle, _labels(labels), templates)
+        encoder = make(bundle, names, templates)
         save_specialized(encoder, output, bundle)
     size = sum(path.stat().st_size for path in output.iterdir())
     out.print(f"{len(encoder.task.labels)} labels, {encoder.delta.numel():,} generated values, {size / 1e3:.0f} kB in {output}")
@@ -121,8 +123,9 @@ def classify(
     paths = picture_files(images)
     table = Table(Column("picture", overflow="fold"), Column("label", overflow="fold"), "score", "match", box=None)
     unreadable: list[Unreadable] = []
+    encoder_of = _encoder_maker(labels, templates, encoder_folder)
     with _opened(model, tracking_uri=tracking_uri, config=config) as bundle:
-        encoder = _encoder(bundle, labels, templates, encoder_folder)
+        encoder = encoder_of(bundle)
         for found in classify_files(bundle, encoder, paths, top_k=top_k):
             if as_json:
                 sys.stdout.write(json.dumps(found.as_json()) + "\n")
@@ -155,8 +158,9 @@ def export(
     """Write a specialized encoder as an ONNX package for a device; refused unless it computes what the model does."""
     from training.export import export_package
 
+    encoder_of = _encoder_maker(labels, templates, encoder_folder)
     with _opened(model, tracking_uri=tracking_uri, config=config) as bundle:
-        report = export_package(bundle, _encoder(bundle, labels, templates, encoder_folder), output)
+        report = export_package(bundle, encoder_of(bundle), output)
     out.print(
         f"{report.num_labels} labels, {report.model_bytes / 1e6:.1f} MB in {output}; how to use it: {output / 'README.md'}"
     )
@@ -175,27 +179,33 @@ def _opened(model: str | None, *, tracking_uri: str | None, config: Path | None)
     return opened_bundle(model, tracking_uri=tracking_uri, config=config)
 
 
-def _encoder(bundle: "Bundle", labels: str | None, templates: list[str] | None, folder: Path | None) -> "SpecializedEncoder":
-    """Made for the labels, or read from a folder.
+def _encoder_maker(
+    labels: str | None, templates: list[str] | None, folder: Path | None
+) -> "Callable[[Bundle], SpecializedEncoder]":
+    """How the encoder comes about once the model is there: made for the labels, or read from a folder.
 
     Raises:
-        BadInputError: both are given, or neither is.
+        BadInputError: both are given, or neither is, or the labels cannot be used; before a model is loaded for them.
     """
     from training.specialize import load_specialized, specialize
 
     if folder is not None and (labels is not None or templates):
         raise BadInputError("--encoder has its labels and templates already; give it alone, or --labels in its place")
     if folder is not None:
-        return load_specialized(folder, bundle)
+        return lambda bundle: load_specialized(folder, bundle)
     if labels is None:
         raise BadInputError("which classes? Give --labels, or --encoder with a folder that `hyperclip specialize` wrote")
-    return specialize(bundle, _labels(labels), templates)
+    names = _labels(labels)
+    return lambda bundle: specialize(bundle, names, templates)
 
 
-def _labels(text: str) -> list[str]:
+def _labels(text: str) -> tuple[str, ...]:
+    """Raises BadInputError for an empty or doubled one; empty lines of a file are none."""
+    from training.specialize import check_labels
+
     if text.startswith("@"):
-        return [line for line in _read(Path(text[1:])).decode().splitlines() if line.strip()]
-    return [label for label in text.split(",") if label.strip()]
+        return check_labels([line for line in _read(Path(text[1:])).decode().splitlines() if line.strip()])
+    return check_labels(text.split(",") if text.strip() else [])
 
 
 def _read(path: Path) -> bytes:

@@ -171,6 +171,11 @@ class TrainConfig(StrictModel):
         model = self.architecture()  # raises where generation does not fit it
         if bool(self.freeze) != bool(self.freeze_steps):
             raise ValueError(f"freeze={self.freeze} and freeze_steps={self.freeze_steps}: give both, or neither")
+        if model.hypernetwork is not None and self.num_steps <= self.conditioning.start_step:
+            raise ValueError(
+                f"num_steps={self.num_steps} ends before conditioning.start_step={self.conditioning.start_step}, so the "
+                f"hypernetwork of {self.model} would learn nothing: raise the one or lower the other"
+            )
         all_frozen = {"image_trunk", "projection", "text_encoder", "logit"} <= set(self.freeze)
         if model.hypernetwork is None and all_frozen:
             raise ValueError(f"with freeze={self.freeze} nothing of {self.model} is left to train")

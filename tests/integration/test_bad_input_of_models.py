@@ -73,6 +73,8 @@ def test_an_empty_list_of_labels_is_refused(hyperclip: Command, bundle: str, tmp
         (["classify", "--model", "no/where", "PICTURE", "--labels", "a,b"], "no bundle folder 'no/where'\n"),
         (["classify", "--model", "BUNDLE", "missing.jpg", "--labels", "a,b"], "missing.jpg: cannot be read: No such file"),
         (["classify", "--model", "BUNDLE", "PICTURE", "--labels", "@missing.txt"], "cannot read missing.txt"),
+        (["classify", "--model", "nowhere", "PICTURE", "--labels", "a,,b"], "label 2 is empty"),
+        (["export", "--model", "nowhere", "--output", "made", "--labels", "a,b,a"], "label 'a' is there twice"),
         (["classify", "--model", "models:/m@champion", "PICTURE", "--labels", "a,b"], "which MLflow?"),
         (["classify", "--model", "models:/m", "PICTURE", "--labels", "a,b"], "models:/NAME@ALIAS"),
         (["classify", "PICTURE", "--labels", "a,b", "--tracking-uri", "sqlite:////nowhere/x.db"], "which model of sqlite:"),

@@ -24,7 +24,7 @@ def load(tmp_path: Path, *overrides: str, **changes: Any) -> Sweep:
     tree = {
         "name": "small",
         "base": str(CONFIGS / "quickstart.yaml"),
-        "set": {"workspace": str(tmp_path / "work"), "training.num_steps": 20},
+        "set": {"workspace": str(tmp_path / "work"), "training.num_steps": 20, "training.conditioning.start_step": 0},
         "seeds": [0, 1],
         "arms": {"hyperclip": {}, "twin": {"set": {"training.model": "siglip_quickstart"}}},
         "compare": [["hyperclip", "twin"], ["hyperclip", "hyperclip.swapped"]],

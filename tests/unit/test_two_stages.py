@@ -115,6 +115,7 @@ def test_the_last_layer_of_the_hypernetwork_has_a_rate_of_its_own() -> None:
             "nothing of siglip_test is left to train",
         ),
         ({"model": "siglip_test", "generation": {"projection_rank": 3}}, "siglip_test has no hypernetwork"),
+        ({"conditioning": {"start_step": 9}, "num_steps": 9}, "num_steps=9 ends before conditioning.start_step=9"),
         ({"generation": {"generates": []}}, "at least 1 item"),
         ({"generation": {"generates": ["norm", "norm"]}}, "each once"),
     ],
