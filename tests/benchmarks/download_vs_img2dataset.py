@@ -96,7 +96,7 @@ def both_sides(
                 with tempfile.TemporaryDirectory(dir=folder) as output:
                     result = run_side(side, urls, Path(output) / "out", origin=origin, threads=threads[side])
                 found[side].append(result)
-                told = f"{latency_ms} ms{', faulty' if faulty else ''}, {count:,} URLs, {threads[side]} threads, round {number + 1}"
+                told = f"{latency_ms} ms{', faulty' if faulty else ''}, {count:,} URLs, {threads[side]} threads, round {number}"
                 rate = f"{result.downloaded:,} in {result.seconds:.1f} s, {result.downloaded / result.seconds:.0f} a second"
                 print(f"  {told}: {side} {rate}", file=sys.stderr, flush=True)
     return found
