@@ -3,7 +3,7 @@
 Shapes: M pictures, B pictures of a batch, S side, C names of a set, D embedding, G sets in one pass, P generated values.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from training.bundle import Bundle
 from training.evaluation.core_threads import core_threads
+from training.fold import fold_image_encoder
+from training.model.hyperclip import HyperClip
 from training.model.parameter_delta import GroupDelta
 
 IMAGE_BATCH = 256
@@ -30,6 +32,13 @@ class Job(NamedTuple):
     """Numbers of the pictures."""
 
 
+def neutral_encoder(model: HyperClip) -> Callable[[Tensor], Tensor]:
+    """(B, 3, S, S) -> (B, D) under the neutral parameters: folded, as on a device, and a fifth faster than wrapped."""
+    encoder = model.image_encoder
+    no_delta = torch.zeros(encoder.layout.num_values)
+    return fold_image_encoder(encoder, no_delta).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 class PictureEncoder:
     """One model and the decoded pictures."""
 
@@ -42,6 +51,7 @@ class PictureEncoder:
         self._mean = torch.tensor(bundle.preprocess.mean, device=self._device).repeat(images.shape[2])
         self._std = torch.tensor(bundle.preprocess.std, device=self._device).repeat(images.shape[2])
         self._neutral: Tensor | None = None
+        self._neutral_encoder = neutral_encoder(bundle.model)
 
     @property
     def neutral(self) -> Tensor:
@@ -60,7 +70,7 @@ class PictureEncoder:
     @torch.no_grad()
     def encode_neutral(self, rows: slice) -> Tensor:
         """(B, D) of these pictures under the neutral parameters; may be called in several threads at once."""
-        return self._model.encode_image(self._normalized(self._images[rows]))
+        return self._neutral_encoder(self._normalized(self._images[rows]))
 
     @torch.no_grad()
     def under(self, jobs: Sequence[Job]) -> Iterator[Tensor]:
