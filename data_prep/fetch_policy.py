@@ -1,34 +1,17 @@
-"""What may be fetched: schemes, addresses, sizes and times, and the stable words for what went wrong.
+"""What may be fetched and how: schemes, sizes, times and manners, and the stable words for what went wrong."""
 
-Addresses are judged after name resolution and the connection goes to the address that was judged, so a name that changes its
-mind in between (DNS rebinding) reaches nothing.
-"""
-
+import contextlib
 import ipaddress
 import re
-from urllib.parse import SplitResult, urlsplit
+from typing import NamedTuple
+from urllib.parse import quote, urljoin, urlsplit
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from infra.config import StrictModel
 
 MAX_URL_CHARACTERS = 4096
-
-IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-# IANA's special-purpose blocks, and Azure's platform address, which looks public.  `is_global` changed between Python releases.
-_FORBIDDEN_IPV4 = [
-    ipaddress.IPv4Network(block)
-    for block in [
-        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24"),
-        *("192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24"),
-        *("224.0.0.0/4", "240.0.0.0/4", "168.63.129.16/32"),
-    ]
-]
-# Only global unicast is open, less the blocks that carry an IPv4 address inside (6to4, Teredo) or are for documentation.
-# IPv4-mapped and NAT64 addresses lie outside 2000::/3 and fall with the rest.
-_GLOBAL_IPV6 = ipaddress.IPv6Network("2000::/3")
-_FORBIDDEN_IPV6 = [ipaddress.IPv6Network(block) for block in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")]
+MAX_HOST_CHARACTERS = 253
 
 
 class FetchPolicy(StrictModel):
@@ -39,17 +22,32 @@ class FetchPolicy(StrictModel):
     max_pixels: PositiveInt = 64_000_000
     """Read from the header, before anything is decoded."""
     timeout_s: PositiveFloat = 20.0
-    """From first look-up to last byte, redirects included; one attempt."""
+    """From first look-up to last byte, redirects and robots.txt included; one attempt.  Waiting for a turn does not count."""
     connect_timeout_s: PositiveFloat = 5.0
     max_redirects: NonNegativeInt = 5
     max_requests_per_host: PositiveInt = 16
-    """Under way at once from one task; further ones wait their turn, before their deadline starts."""
+    """Under way at once from one task, wherever redirects lead; further ones wait their turn."""
+    host_spacing_s: float = Field(default=0.0, ge=0)
+    """Between the beginnings of two requests of one task to a host; a longer Crawl-delay of robots.txt replaces it."""
+    max_wait_s: float = Field(default=30.0, ge=0)
+    """For a turn at a host; also the longest Retry-After that is waited for, and Crawl-delay that is kept.  Beyond it a URL is
+    left to a later round (`host_busy`, `http_429`)."""
     retry_wait_s: float = Field(default=0.5, ge=0)
     """Before the first retry of a passing failure; doubles each time."""
+    robots_txt: bool = True
+    """Ask every origin's robots.txt and keep to it.  False is for servers of your own."""
+    disallowed_robots_directives: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex")
+    """Values of the X-Robots-Tag header that refuse the use of a picture."""
     allowed_private_hosts: tuple[str, ...] = ()
     """Hosts (`host` or `host:port`, as written in the URL) that may lie in a private network; all others there are refused."""
     user_agent: str = Field(default="hyperclip/0.1 (image download; no contact configured)", pattern=r"^[\x20-\x7e]+$")
-    """Say who fetches and how to reach you: site owners read it."""
+    """Say who fetches and how to reach you: site owners read it.  Its first word is the name looked for in robots.txt."""
+
+    @property
+    def user_agent_token(self) -> str:
+        """The name in robots.txt and X-Robots-Tag, in lower case."""
+        found = re.match(r"[A-Za-z0-9_-]+", self.user_agent)
+        return found[0].lower() if found else "hyperclip"
 
     def allows_private(self, host: str, port: int) -> bool:
         allowed = {entry.lower() for entry in self.allowed_private_hosts}
@@ -60,14 +58,43 @@ class FetchPolicy(StrictModel):
 class FetchError(OSError):
     """A request that gave no picture.  `reason` is a stable word; the message is for people."""
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, *, later: bool = False) -> None:
         super().__init__(f"[{reason}] {message}")
-        self.reason = reason
+        self.reason, self.message = reason, message
+        self.later = later
+        """Passing, but not so soon that another attempt is worth it now."""
 
     @property
     def passing(self) -> bool:
-        """Whether another attempt may succeed."""
-        return self.reason in {"timeout", "connection", "dns", "truncated", "http_429"} or self.reason.startswith("http_5")
+        """Whether another attempt, now or in a later round, may succeed."""
+        return self.reason in _PASSING or self.reason.startswith("http_5")
+
+
+_PASSING = {
+    *("timeout", "connection", "dns", "truncated", "host_busy", "robots_unreachable"),
+    *("http_408", "http_425", "http_429"),
+}
+
+
+class Origin(NamedTuple):
+    """What robots.txt and a connection belong to."""
+
+    scheme: str
+    host: str
+    """As it goes to the resolver: ASCII, lower case, no brackets, no trailing dot."""
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.authority}"
+
+    @property
+    def authority(self) -> str:
+        """As the Host header says it: the usual port is left out."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
+
+
+_PORTS = {"http": 80, "https": 443}
 
 
 def url_problem(url: str) -> str | None:
@@ -81,7 +108,7 @@ def url_problem(url: str) -> str | None:
         host, port = parts.hostname, parts.port
     except ValueError as error:
         return f"is malformed: {error}"
-    if parts.scheme not in ("http", "https"):
+    if parts.scheme not in _PORTS:
         return f"has scheme {parts.scheme or '(none)'!r}; only http and https are fetched"
     if not host:
         return "has no host"
@@ -91,34 +118,43 @@ def url_problem(url: str) -> str | None:
         return "has port 0"
     try:
         ascii_host(host)
-    except UnicodeError:
+    except ValueError:
         return "has a host that is no valid name"
     return None
 
 
 def ascii_host(host: str) -> str:
-    """The name as it goes to the resolver; raises UnicodeError when there is none."""
-    return host if ":" in host else host.encode("idna").decode("ascii")
+    """The name or address as it goes to the resolver; raises ValueError when there is none."""
+    if ":" in host:
+        if (address := ipaddress.IPv6Address(host)).scope_id:
+            raise ValueError(f"{host} names an interface of this machine")
+        return str(address)
+    name = host.encode("idna").decode("ascii").lower().removesuffix(".")
+    if len(name) > MAX_HOST_CHARACTERS or not re.fullmatch(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", name):
+        raise ValueError(f"{host} is no name of a host")
+    return name
 
 
-def port_of(parts: SplitResult) -> int:
-    return parts.port or (443 if parts.scheme == "https" else 80)
+def origin_of(url: str) -> Origin:
+    """Raises FetchError (`bad_url`) for a URL that cannot be tried."""
+    if problem := url_problem(url):
+        raise FetchError("bad_url", f"{url[:200]!r} {problem}")
+    parts = urlsplit(url)
+    return Origin(parts.scheme, ascii_host(parts.hostname or ""), parts.port or _PORTS[parts.scheme])
 
 
-def is_odd_address(host: str) -> bool:
-    """Whether a host is an IPv4 address in disguise: `2130706433`, `0x7f.1`, `0177.0.0.1`, `127.1`."""
-    last = host.rstrip(".").rpartition(".")[2].lower()
-    if not re.fullmatch(r"\d+|0x[0-9a-f]*", last):
-        return False
+def request_target(url: str) -> str:
+    """Path and query of a URL as they go into the request line: ASCII, no spaces."""
+    parts = urlsplit(url)
+    query = f"?{quote(parts.query, safe='/%:@!$&()*+,;=~-._?[]')}" if parts.query else ""
+    return quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._") + query
+
+
+def redirected(url: str, location: str) -> str:
+    """Where a redirect leads.  http.client reads headers as Latin-1; what was sent is mostly UTF-8, and may hold spaces."""
+    with contextlib.suppress(UnicodeError):
+        location = location.encode("latin-1").decode("utf-8")
     try:
-        ipaddress.IPv4Address(host)
-    except ValueError:
-        return True
-    return False
-
-
-def is_public(address: IPAddress) -> bool:
-    """Whether an address lies in the public internet, and nothing inside it points elsewhere."""
-    if isinstance(address, ipaddress.IPv4Address):
-        return not any(address in block for block in _FORBIDDEN_IPV4)
-    return address in _GLOBAL_IPV6 and not any(address in block for block in _FORBIDDEN_IPV6)
+        return urljoin(url, location.strip().replace(" ", "%20"))
+    except ValueError as error:
+        raise FetchError("bad_url", f"{url} redirects to {location[:200]!r}: {error}") from error

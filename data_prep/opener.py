@@ -1,29 +1,28 @@
 """The opener that img2dataset's `urllib.request.urlopen` goes through: every rule of the fetch policy is kept here.
 
-It speaks HTTP through `http.client` on a socket it connected itself: no proxies, no other schemes, no hidden decompression.
 Installed with `urllib.request.install_opener`, which reaches this process only.
 """
 
 import contextlib
 import hashlib
-import http.client
 import io
-import ipaddress
-import queue
-import socket
-import ssl
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from http.client import HTTPMessage
 from typing import Any, NamedTuple
-from urllib.parse import quote, urljoin, urlsplit
 
-from data_prep.fetch_policy import FetchError, FetchPolicy, ascii_host, is_odd_address, is_public, port_of, url_problem
+from data_prep.body_memory import FREE_BYTES, BodyMemory
+from data_prep.connections import Answer
+from data_prep.deadline import Deadline
+from data_prep.fetch_policy import FetchError, FetchPolicy, redirected
+from data_prep.robots import REDIRECTS, RobotsTxt, refused_by_tag
+from data_prep.web import Web, named_errors
 from infra import images
 
 READ_BLOCK_BYTES = 1 << 16
-_REDIRECTS = {301, 302, 303, 307, 308}
+_ACCEPT = "image/webp,image/png,image/jpeg,*/*;q=0.5"
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
 
 
@@ -48,23 +47,39 @@ class RequestRecord(NamedTuple):
 class Response(io.BytesIO):
     """A whole picture, in the shape `urlopen` returns."""
 
-    def __init__(self, body: bytes, *, url: str, status: int, headers: http.client.HTTPMessage) -> None:
-        super().__init__(body)
-        self.url, self.status, self.headers = url, status, headers
+    url: str
+    status: int
+    headers: HTTPMessage
+
+
+class Sites(NamedTuple):
+    """What is known of sites and shared by all who fetch from them."""
+
+    web: Web
+    robots: RobotsTxt
+    memory: BodyMemory
+
+    @classmethod
+    def under(cls, policy: FetchPolicy) -> "Sites":
+        web = Web(policy)
+        return cls(web, RobotsTxt(policy, web), BodyMemory())
 
 
 class HardenedOpener(urllib.request.OpenerDirector):
-    """Fetches pictures under a policy.  Thread-safe; `records` grows by one for every URL asked for."""
+    """Fetches pictures under a policy.  Thread-safe; `records` grows by one for every URL asked for.
 
-    def __init__(self, policy: FetchPolicy, *, retries: int = 0) -> None:
+    Args:
+        retries: more attempts after a passing failure.
+        sites: knowledge to share with other openers under the same policy.
+    """
+
+    def __init__(self, policy: FetchPolicy, *, retries: int = 0, sites: Sites | None = None) -> None:
         super().__init__()
         self.policy = policy
         self.retries = retries
         self.records: list[RequestRecord] = []
+        self.sites = sites or Sites.under(policy)
         self._lock = threading.Lock()
-        self._turns: dict[str, threading.Semaphore] = {}
-        self._resolved: dict[tuple[str, int], list[str]] = {}
-        self._tls = ssl.create_default_context()
 
     def open(self, fullurl: Any, data: Any = None, timeout: float | None = None) -> Response:  # noqa: ARG002
         """Fetch one picture.  The caller's timeout is ignored: the policy's deadline is stricter.
@@ -76,12 +91,11 @@ class HardenedOpener(urllib.request.OpenerDirector):
         for attempt in range(self.retries + 1):
             trace: dict[str, Any] = {"final_url": url, "http_status": None, "content_type": None}
             try:
-                with self._turn(url):
-                    response = self._fetch(url, trace)
+                response = self._fetch(url, trace)
             except Exception as problem:
                 # whatever a hostile answer provokes costs this one picture, not the partition
-                error = problem if isinstance(problem, FetchError) else FetchError("connection", f"{url}: {problem!r}")
-                if error.passing and attempt < self.retries:
+                error = problem if isinstance(problem, FetchError) else FetchError("bad_answer", f"{url}: {problem!r}")
+                if error.passing and not error.later and attempt < self.retries:
                     time.sleep(self.policy.retry_wait_s * 2**attempt)
                     continue
                 self._record(RequestRecord(url, **trace, reason=error.reason, attempts=attempt + 1, fetched_at=time.time()))
@@ -96,124 +110,88 @@ class HardenedOpener(urllib.request.OpenerDirector):
             return response
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def _turn(self, url: str) -> threading.Semaphore:
-        """Politeness: a site sees at most so many requests of ours at once (where a redirect leads is not counted)."""
-        with self._lock:
-            return self._turns.setdefault(
-                url.split("/")[2].lower() if url.count("/") > 1 else "", threading.Semaphore(self.policy.max_requests_per_host)
-            )
-
     def _record(self, record: RequestRecord) -> None:
         with self._lock:
             self.records.append(record)
 
     def _fetch(self, url: str, trace: dict[str, Any]) -> Response:
-        deadline = _Deadline(self.policy.timeout_s)
+        deadline = Deadline(self.policy.timeout_s)
         for _ in range(self.policy.max_redirects + 1):
             trace["final_url"] = url
-            with self._request(url, deadline) as response:
-                trace["http_status"] = response.status
-                trace["content_type"] = response.headers.get("Content-Type")
-                location = response.headers.get("Location")
-                if response.status not in _REDIRECTS or not location:
-                    if response.status != 200:
-                        raise FetchError(f"http_{response.status}", f"{url} answered {response.status} {response.reason}")
-                    return Response(self._read(response, url), url=url, status=200, headers=response.headers)
-            try:
-                url = urljoin(url, location.strip())
-            except ValueError as error:
-                raise FetchError("bad_url", f"{url} redirects to {location[:200]!r}: {error}") from error
+            with named_errors(url):
+                spacing_s = self.sites.robots.spacing_s(url, deadline)
+            with self.sites.web.get(
+                url, deadline, accept=_ACCEPT, max_body_bytes=self._max_wire_bytes, spacing_s=spacing_s
+            ) as answer:
+                trace["http_status"] = answer.status
+                trace["content_type"] = answer.headers.get("Content-Type")
+                location = answer.headers.get("Location")
+                if answer.status not in REDIRECTS or not location:
+                    self._check_headers(answer, url)
+                    return self._read(answer, url, deadline)
+            url = redirected(url, location)
         raise FetchError("too_many_redirects", f"more than {self.policy.max_redirects} redirects, the last to {url}")
 
-    @contextlib.contextmanager
-    def _request(self, url: str, deadline: "_Deadline") -> Iterator[http.client.HTTPResponse]:
-        if problem := url_problem(url):
-            raise FetchError("bad_url", f"{url[:200]!r} {problem}")
-        parts = urlsplit(url)
-        host, port = ascii_host(parts.hostname or ""), port_of(parts)
-        target = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._") + (
-            f"?{quote(parts.query, safe='/%:@!$&()*+,;=~-._?[]')}" if parts.query else ""
-        )
-        connection = http.client.HTTPConnection(host, port)
-        with contextlib.ExitStack() as opened:
-            with _named_errors(url):
-                sock = opened.enter_context(self._connect(host, port, tls=parts.scheme == "https", deadline=deadline))
-                connection.sock = _DeadlineSocket(sock, deadline)
-                headers = {
-                    "Host": (f"[{host}]" if ":" in host else host) + (f":{parts.port}" if parts.port else ""),
-                    "User-Agent": self.policy.user_agent,
-                    "Accept": "image/webp,image/png,image/jpeg,*/*;q=0.5",
-                    "Accept-Encoding": "identity",
-                    "Connection": "close",
-                }
-                connection.request("GET", target, headers=headers)
-                response = connection.getresponse()
-            with _named_errors(url):
-                yield response
+    @property
+    def _max_wire_bytes(self) -> int:
+        """With the lengths and extensions that chunks carry; a server that needs more for them is up to something."""
+        return self.policy.max_bytes + self.policy.max_bytes // 4 + 4 * READ_BLOCK_BYTES
 
-    def _connect(self, host: str, port: int, *, tls: bool, deadline: "_Deadline") -> socket.socket:
-        plain = self._connect_to_one(self._resolve(host, port, deadline), port, deadline)
-        if not tls:
-            return plain
-        try:
-            plain.settimeout(deadline.remaining_s())
-            return self._tls.wrap_socket(plain, server_hostname=host)
-        except BaseException:
-            plain.close()
-            raise
-
-    def _connect_to_one(self, addresses: list[str], port: int, deadline: "_Deadline") -> socket.socket:
-        *others, last = addresses
-        for address in others:
-            with contextlib.suppress(OSError):  # a name with IPv6 and IPv4 is tried until one answers
-                return socket.create_connection((address, port), timeout=self._connect_timeout_s(deadline))
-        return socket.create_connection((last, port), timeout=self._connect_timeout_s(deadline))
-
-    def _connect_timeout_s(self, deadline: "_Deadline") -> float:
-        return min(self.policy.connect_timeout_s, deadline.remaining_s())
-
-    def _resolve(self, host: str, port: int, deadline: "_Deadline") -> list[str]:
-        """The addresses to connect to, each of them allowed: one forbidden address spoils the name."""
-        with self._lock:
-            if known := self._resolved.get((host, port)):
-                return known
-        named = self.policy.allows_private(host, port)
-        if not named and is_odd_address(host):
-            raise FetchError("forbidden_address", f"{host} is an address in an unusual notation")
-        addresses = _look_up(host, port, deadline)
-        for address in addresses:
-            try:
-                allowed = named or is_public(ipaddress.ip_address(address))
-            except ValueError:  # a scoped address, `fe80::1%eth0`
-                allowed = False
-            if not allowed:
-                raise FetchError("forbidden_address", f"{host} is at {address}, which is not in the public internet")
-        with self._lock:
-            return self._resolved.setdefault((host, port), addresses)
-
-    def _read(self, response: http.client.HTTPResponse, url: str) -> bytes:
-        """The body, bounded by bytes and pixels, and known to be a picture."""
-        limit = self.policy.max_bytes
-        expected = response.length  # None when chunked or until the connection closes
+    def _check_headers(self, answer: Answer, url: str) -> None:
+        """What can be refused before the body is read is refused here."""
+        if answer.status != 200:
+            raise FetchError(
+                f"http_{answer.status}", f"{url} answered {answer.status} {answer.reason}", later=answer.wants_long_pause
+            )
+        tags = answer.headers.get_all("X-Robots-Tag") or []
+        refusing = self.policy.disallowed_robots_directives
+        if directive := refused_by_tag(tags, token=self.policy.user_agent_token, directives=refusing):
+            raise FetchError("robots_disallowed", f"{url} answered with X-Robots-Tag {directive!r}")
+        limit, expected = self.policy.max_bytes, answer.length
         if expected is not None and expected > limit:
             raise FetchError("too_large", f"{url} announces {expected:,} bytes, more than the {limit:,} allowed")
-        if (encoding := response.headers.get("Content-Encoding", "identity").strip().lower()) not in ("", "identity"):
+        if (encoding := answer.headers.get("Content-Encoding", "identity").strip().lower()) not in ("", "identity"):
             raise FetchError("not_an_image", f"{url} answered with content encoding {encoding!r}, which was not asked for")
-        body = bytearray()
-        while block := response.read(READ_BLOCK_BYTES):
-            if not body and not block.startswith(_SIGNATURES) and len(block) >= 8:
-                raise FetchError("not_an_image", f"{url} is no JPEG, PNG or WebP picture (it starts with {block[:12]!r})")
-            body += block
-            if len(body) > limit:
-                raise FetchError("too_large", f"{url} sent more than the {limit:,} bytes allowed")
-        if expected is not None and len(body) < expected:
-            raise FetchError("truncated", f"{url} ended after {len(body):,} of {expected:,} bytes")
-        data = bytes(body)
+
+    def _read(self, answer: Answer, url: str, deadline: Deadline) -> Response:
+        """The body, bounded by bytes and pixels, and known to be a picture."""
+        limit = self.policy.max_bytes
+        expected = answer.length  # None when chunked or until the connection closes
+        response, received = Response(), 0
+        with contextlib.ExitStack() as stack:
+            while block := answer.read(READ_BLOCK_BYTES):
+                if not received and not block.startswith(_SIGNATURES) and len(block) >= 8:
+                    raise FetchError("not_an_image", f"{url} is no JPEG, PNG or WebP picture (it starts with {block[:12]!r})")
+                response.write(block)
+                before, received = received, received + len(block)
+                if received > limit:
+                    raise FetchError("too_large", f"{url} sent more than the {limit:,} bytes allowed")
+                if before <= FREE_BYTES < received:
+                    stack.enter_context(self.sites.memory.room_for(expected or limit, deadline))
+        if expected is not None and received < expected:
+            raise FetchError("truncated", f"{url} ended after {received:,} of {expected:,} bytes")
+        response.seek(0)
         try:
-            images.probe(data, max_pixels=self.policy.max_pixels)
+            images.probe(response.getvalue(), max_pixels=self.policy.max_pixels)
         except images.ImageError as error:
             raise FetchError(error.reason, f"{url}: {error}") from error
-        return data
+        response.url, response.status, response.headers = url, answer.status, answer.headers
+        return response
+
+
+_SITES: dict[FetchPolicy, Sites] = {}
+_SITES_LOCK = threading.Lock()
+
+
+def sites_of_process(policy: FetchPolicy) -> Sites:
+    """Those that all partitions of a process share: a site is asked for its robots.txt once, not once a partition."""
+    with _SITES_LOCK:
+        if policy not in _SITES:
+            for sites in _SITES.values():
+                sites.web.connections.close()
+            _SITES.clear()  # a process works under one policy at a time
+            _SITES[policy] = Sites.under(policy)
+        return _SITES[policy]
 
 
 @contextlib.contextmanager
@@ -225,85 +203,3 @@ def installed(opener: HardenedOpener) -> Iterator[HardenedOpener]:
         yield opener
     finally:
         urllib.request.install_opener(before)
-
-
-class _Deadline:
-    def __init__(self, seconds: float) -> None:
-        self._end = time.monotonic() + seconds
-
-    def remaining_s(self) -> float:
-        left = self._end - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("the deadline of the whole request has passed")
-        return left
-
-
-class _DeadlineSocket:
-    """As much of a socket as `http.client` uses; each read gets what is left of the deadline, so a slow drip ends too.
-
-    `http.client` closes it before the body is read; the real socket is closed by the one who opened it.
-    """
-
-    def __init__(self, sock: socket.socket, deadline: _Deadline) -> None:
-        self._sock, self._deadline = sock, deadline
-
-    def sendall(self, data: bytes) -> None:
-        self._sock.settimeout(self._deadline.remaining_s())
-        self._sock.sendall(data)
-
-    def makefile(self, _mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_DeadlineReader(self._sock, self._deadline), READ_BLOCK_BYTES)
-
-    def close(self) -> None:
-        pass
-
-
-class _DeadlineReader(io.RawIOBase):
-    def __init__(self, sock: socket.socket, deadline: _Deadline) -> None:
-        super().__init__()
-        self._sock, self._deadline = sock, deadline
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        self._sock.settimeout(self._deadline.remaining_s())
-        return self._sock.recv_into(buffer)
-
-
-def _look_up(host: str, port: int, deadline: _Deadline) -> list[str]:
-    """Addresses of a name.  In a thread of its own, because `getaddrinfo` knows no deadline."""
-    answer: queue.SimpleQueue[list[str] | OSError | UnicodeError] = queue.SimpleQueue()
-
-    def ask() -> None:
-        try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            answer.put(list(dict.fromkeys(str(entry[4][0]) for entry in found)))
-        except (OSError, UnicodeError) as error:
-            answer.put(error)
-
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        result = answer.get(timeout=deadline.remaining_s())
-    except queue.Empty:
-        raise FetchError("dns", f"no answer for {host} in time") from None
-    if isinstance(result, list) and result:
-        return result
-    raise FetchError("dns", f"{host} cannot be resolved: {result}")
-
-
-@contextlib.contextmanager
-def _named_errors(url: str) -> Iterator[None]:
-    """Turn what sockets, TLS and HTTP raise into a FetchError with a stable reason."""
-    try:
-        yield
-    except FetchError:
-        raise
-    except TimeoutError as error:
-        raise FetchError("timeout", f"{url} took too long: {error}") from error
-    except ssl.SSLError as error:
-        raise FetchError("tls", f"{url}: {error}") from error
-    except http.client.IncompleteRead as error:
-        raise FetchError("truncated", f"{url} ended early: {error}") from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise FetchError("connection", f"{url}: {type(error).__name__}: {error}") from error

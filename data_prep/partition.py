@@ -25,7 +25,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from data_prep.accounting import require_all_accounted
 from data_prep.fan_out import TaskConfig
 from data_prep.fetch_policy import FetchPolicy
-from data_prep.opener import HardenedOpener, installed
+from data_prep.opener import HardenedOpener, installed, sites_of_process
 from data_prep.outcomes import collect_outcomes
 from data_prep.partition_report import PartitionReport, finished_report, report_uri, write_finished
 from data_prep.raw import RawShard
@@ -57,8 +57,6 @@ class DownloadConfig(StrictModel):
     """More attempts after a passing failure (timeout, connection, DNS, truncated, 429, 5xx), with growing waits."""
     min_success_rate: float = Field(default=0.5, ge=0, le=1)
     """Below it the step fails: something is wrong with the network or the list."""
-    disallowed_robots_directives: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex")
-    """Values of the X-Robots-Tag header that refuse the use of a picture."""
     policy: FetchPolicy = FetchPolicy()
     tasks: TaskConfig = TaskConfig()
     """How the partitions are run."""
@@ -97,7 +95,7 @@ def download_partition(partition: Partition, config: DownloadConfig, *, output_u
     storage.remove(report_uri(output_uri, partition))
     storage.remove(folder)
     storage.make_folder(folder)
-    opener = HardenedOpener(config.policy, retries=config.retries)
+    opener = HardenedOpener(config.policy, retries=config.retries, sites=sites_of_process(config.policy))
     tryable = partition.table.filter(pc.is_null(partition.table["url_problem"]))
     # img2dataset verifies hashes for a whole file of URLs or not at all
     with_hash, without_hash = tryable.filter(pc.is_valid(tryable["sha256"])), tryable.filter(pc.is_null(tryable["sha256"]))
@@ -171,7 +169,7 @@ def _run_img2dataset(table: pa.Table, config: DownloadConfig, *, folder: str, fi
             encode_format="jpg",
             retries=0,  # the opener retries, and only what may pass
             user_agent_token=None,
-            disallowed_header_directives=list(config.disallowed_robots_directives) or None,
+            disallowed_header_directives=None,  # the opener has looked, before it read the body
         )
         shard = first_shard
         for shard, urls in reader:

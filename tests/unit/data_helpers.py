@@ -52,23 +52,29 @@ def run_here(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]],
 
 
 class WebServer:
-    """Loopback server with scripted answers; counts connections and requests."""
+    """Loopback server with scripted answers; counts connections, and requests other than those for robots.txt."""
 
-    def __init__(self, answers: dict[str, Answer], *, tls: str | None = None) -> None:
+    def __init__(self, answers: dict[str, Answer], *, tls: str | None = None, keep_alive: bool = False) -> None:
         self.answers = answers
         self.connections = 0
         self.requests: Counter[str] = Counter()
+        self.robots_requests = 0
         self.agents: set[str] = set()
         self.stopping = threading.Event()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1" if keep_alive else "HTTP/1.0"
+
             def setup(self) -> None:
                 outer.connections += 1
                 super().setup()
 
             def do_GET(self) -> None:
-                outer.requests[self.path] += 1
+                if self.path == "/robots.txt":
+                    outer.robots_requests += 1
+                else:
+                    outer.requests[self.path] += 1
                 outer.agents.add(self.headers.get("User-Agent", ""))
                 outer.answers.get(self.path.partition("?")[0], status(404))(self)
 
@@ -95,8 +101,8 @@ class WebServer:
 
 
 @contextmanager
-def web_server(answers: dict[str, Answer], *, tls: str | None = None) -> Iterator[WebServer]:
-    server = WebServer(answers, tls=tls)
+def web_server(answers: dict[str, Answer], *, tls: str | None = None, keep_alive: bool = False) -> Iterator[WebServer]:
+    server = WebServer(answers, tls=tls, keep_alive=keep_alive)
     thread = threading.Thread(target=server._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

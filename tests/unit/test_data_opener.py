@@ -90,7 +90,7 @@ def test_a_name_with_one_private_address_is_refused(addresses: list[str], monkey
 
 def test_a_name_is_resolved_once_so_it_cannot_change_its_mind(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([["127.0.0.1"], ["10.9.9.9"]])
-    monkeypatch.setattr("data_prep.opener._look_up", lambda *_: next(answers))
+    monkeypatch.setattr("data_prep.addresses._look_up", lambda *_: next(answers))
     with web_server({"/": body(PICTURE)}) as web:
         port = web.host.rpartition(":")[2]
         with installed(HardenedOpener(FetchPolicy(allowed_private_hosts=("pictures.example",)))):
@@ -201,7 +201,7 @@ def test_https_is_spoken_and_an_unknown_certificate_refused(tmp_path: Path) -> N
     with web_server({"/a": body(PICTURE)}, tls=certificate) as web:
         assert reason_for(f"{web.url}/a", web.allowed()) == "tls"
         opener = HardenedOpener(web.allowed())
-        opener._tls.load_verify_locations(certificate)
+        opener.sites.web.tls.load_verify_locations(certificate)
         assert opener.open(f"{web.url}/a").read() == PICTURE
     with web_server({}) as plain:
         assert reason_for(plain.url.replace("http:", "https:"), plain.allowed()) == "tls"
