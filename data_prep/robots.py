@@ -10,8 +10,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from protego import Protego
-
 from data_prep.connections import Answer
 from data_prep.deadline import Deadline
 from data_prep.fetch_policy import FetchError, FetchPolicy, Origin, origin_of, redirected
@@ -38,7 +36,11 @@ class Rules:
         self.size = len(text)
         self.failure = failure
         self.good_until = time.monotonic() + (FAILURE_KEPT_S if failure else KEPT_S)
-        self._parsed = Protego.parse(f"User-agent: *\n{text}") if text else None
+        self._parsed = None
+        if text:
+            from protego import Protego  # not in every image that reads our configuration
+
+            self._parsed = Protego.parse(f"User-agent: *\n{text}")
 
     def allows(self, url: str) -> bool:
         return self._parsed is None or self._parsed.can_fetch(url, "*")
