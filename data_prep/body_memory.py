@@ -1,12 +1,17 @@
-"""A bound on the bytes of unfinished bodies: many threads that read large pictures at once must not fill the memory."""
+"""A bound on the memory of bodies under way: many threads that read large pictures at once must not fill it.
+
+Large bodies grow in memory of their own, which goes back to the system the moment a body is done with; `malloc` would keep it,
+a heap for every few threads.
+"""
 
 import contextlib
+import mmap
 import threading
 from collections.abc import Iterator
 
 from data_prep.deadline import Deadline
 
-MAX_TOTAL_BYTES = 100_000_000
+MAX_TOTAL_BYTES = 80_000_000
 FREE_BYTES = 1 << 20
 """A body may have so much without asking."""
 
@@ -19,7 +24,7 @@ class BodyMemory:
         self._changed = threading.Condition()
 
     @contextlib.contextmanager
-    def room_for(self, num_bytes: int, deadline: Deadline) -> Iterator[None]:
+    def room_for(self, num_bytes: int, deadline: Deadline) -> Iterator[mmap.mmap]:
         """Wait for room; raises TimeoutError when there is none before the deadline."""
         wanted = min(num_bytes, self._total)
         with self._changed:
@@ -27,7 +32,8 @@ class BodyMemory:
                 self._changed.wait(deadline.remaining_s())
             self._left -= wanted
         try:
-            yield
+            with mmap.mmap(-1, num_bytes) as room:
+                yield room
         finally:
             with self._changed:
                 self._left += wanted

@@ -32,6 +32,12 @@ class Answer(http.client.HTTPResponse):
     wants_long_pause = False
     """Its host asked to be left alone for longer than anybody waits."""
 
+    def _read_next_chunk_size(self) -> int:
+        size = super()._read_next_chunk_size()  # type: ignore[misc]
+        if size < 0:  # http.client would read all there is, into memory
+            raise http.client.HTTPException(f"a chunk of {size} bytes")
+        return int(size)
+
 
 class Connection:
     """One connection to an origin; serves one request at a time."""

@@ -3,6 +3,7 @@
 import contextlib
 import ipaddress
 import re
+from functools import cached_property
 from typing import NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -50,9 +51,12 @@ class FetchPolicy(StrictModel):
         return found[0].lower() if found else "hyperclip"
 
     def allows_private(self, host: str, port: int) -> bool:
-        allowed = {entry.lower() for entry in self.allowed_private_hosts}
         bracketed = f"[{host}]" if ":" in host else host
-        return bool(allowed & {host.lower(), bracketed.lower(), f"{bracketed.lower()}:{port}"})
+        return not self._allowed.isdisjoint({host.lower(), bracketed.lower(), f"{bracketed.lower()}:{port}"})
+
+    @cached_property
+    def _allowed(self) -> frozenset[str]:
+        return frozenset(entry.lower() for entry in self.allowed_private_hosts)
 
 
 class FetchError(OSError):

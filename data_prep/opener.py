@@ -91,15 +91,14 @@ class HardenedOpener(urllib.request.OpenerDirector):
         for attempt in range(self.retries + 1):
             trace: dict[str, Any] = {"final_url": url, "http_status": None, "content_type": None}
             try:
-                response = self._fetch(url, trace)
-            except Exception as problem:
-                # whatever a hostile answer provokes costs this one picture, not the partition
-                error = problem if isinstance(problem, FetchError) else FetchError("bad_answer", f"{url}: {problem!r}")
+                with _nothing_worse(url):
+                    response = self._fetch(url, trace)
+            except FetchError as error:
                 if error.passing and not error.later and attempt < self.retries:
                     time.sleep(self.policy.retry_wait_s * 2**attempt)
                     continue
                 self._record(RequestRecord(url, **trace, reason=error.reason, attempts=attempt + 1, fetched_at=time.time()))
-                raise error from problem.__cause__
+                raise
             body = response.getvalue()
             digest = hashlib.sha256(body).hexdigest()
             self._record(
@@ -154,29 +153,40 @@ class HardenedOpener(urllib.request.OpenerDirector):
             raise FetchError("not_an_image", f"{url} answered with content encoding {encoding!r}, which was not asked for")
 
     def _read(self, answer: Answer, url: str, deadline: Deadline) -> Response:
-        """The body, bounded by bytes and pixels, and known to be a picture."""
-        limit = self.policy.max_bytes
+        """A whole picture, known to be one."""
         expected = answer.length  # None when chunked or until the connection closes
-        response, received = Response(), 0
-        with contextlib.ExitStack() as stack:
-            while block := answer.read(READ_BLOCK_BYTES):
-                if not received and not block.startswith(_SIGNATURES) and len(block) >= 8:
-                    raise FetchError("not_an_image", f"{url} is no JPEG, PNG or WebP picture (it starts with {block[:12]!r})")
-                response.write(block)
-                before, received = received, received + len(block)
-                if received > limit:
-                    raise FetchError("too_large", f"{url} sent more than the {limit:,} bytes allowed")
-                if before <= FREE_BYTES < received:
-                    stack.enter_context(self.sites.memory.room_for(expected or limit, deadline))
-        if expected is not None and received < expected:
-            raise FetchError("truncated", f"{url} ended after {received:,} of {expected:,} bytes")
-        response.seek(0)
+        body = self._read_body(answer, url, deadline)
+        if expected is not None and len(body) < expected:
+            raise FetchError("truncated", f"{url} ended after {len(body):,} of {expected:,} bytes")
         try:
-            images.probe(response.getvalue(), max_pixels=self.policy.max_pixels)
+            images.probe(body, max_pixels=self.policy.max_pixels)
         except images.ImageError as error:
             raise FetchError(error.reason, f"{url}: {error}") from error
+        response = Response(body)
         response.url, response.status, response.headers = url, answer.status, answer.headers
         return response
+
+    def _read_body(self, answer: Answer, url: str, deadline: Deadline) -> bytes:
+        """What comes, up to the limit; only what begins like a picture is read on."""
+        limit, expected = self.policy.max_bytes, answer.length
+        start = bytearray()
+        while len(start) <= min(FREE_BYTES, limit):
+            block = answer.read(READ_BLOCK_BYTES)
+            if not start and not block.startswith(_SIGNATURES) and len(block) >= 8:
+                raise FetchError("not_an_image", f"{url} is no JPEG, PNG or WebP picture (it starts with {block[:12]!r})")
+            if not block:
+                return bytes(start)
+            start += block
+        if len(start) <= limit:
+            with self.sites.memory.room_for(expected or limit, deadline) as room:
+                room.write(start)
+                while block := answer.read(READ_BLOCK_BYTES):
+                    if room.tell() + len(block) > len(room):
+                        break
+                    room.write(block)
+                else:
+                    return room[: room.tell()]
+        raise FetchError("too_large", f"{url} sent more than the {limit:,} bytes allowed")
 
 
 _SITES: dict[FetchPolicy, Sites] = {}
@@ -203,3 +213,14 @@ def installed(opener: HardenedOpener) -> Iterator[HardenedOpener]:
         yield opener
     finally:
         urllib.request.install_opener(before)
+
+
+@contextlib.contextmanager
+def _nothing_worse(url: str) -> Iterator[None]:
+    """Whatever else a hostile answer provokes costs this one picture, not the partition."""
+    try:
+        yield
+    except FetchError:
+        raise
+    except Exception as problem:
+        raise FetchError("bad_answer", f"{url}: {problem!r}") from problem

@@ -72,7 +72,7 @@ class RobotsTxt:
             return 0.0
         rules = self._rules_of(origin, deadline)
         if rules.failure:
-            raise type(rules.failure)(rules.failure.reason, rules.failure.message, later=True)
+            raise FetchError(rules.failure.reason, rules.failure.message, later=True)
         if not rules.allows(url):
             raise FetchError("robots_disallowed", f"{origin}/robots.txt does not want {url} fetched")
         return rules.crawl_delay_s
@@ -121,7 +121,8 @@ class RobotsTxt:
             try:
                 return Rules(self._fetch(f"{origin}/robots.txt", deadline))
             except NotConnectedError as error:
-                failure: FetchError = error
+                # a new one, because it is kept: the old one holds the frames it came through
+                failure: FetchError = NotConnectedError(error.reason, error.message)
             except FetchError as error:
                 if error.reason == "host_busy":  # nobody was asked, so nothing is known
                     raise
