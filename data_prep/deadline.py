@@ -10,6 +10,8 @@ class Deadline:
 
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds
+        self.stood_s = 0.0
+        """Time that did not count, so far."""
 
     def remaining_s(self) -> float:
         """Raises TimeoutError when nothing is left."""
@@ -33,4 +35,6 @@ class Deadline:
         try:
             yield
         finally:
-            self._end += time.monotonic() - started
+            stood_s = time.monotonic() - started
+            self._end += stood_s
+            self.stood_s += stood_s

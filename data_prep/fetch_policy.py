@@ -13,6 +13,7 @@ from infra.config import StrictModel
 
 MAX_URL_CHARACTERS = 4096
 MAX_HOST_CHARACTERS = 253
+MAX_MESSAGE_CHARACTERS = 1000
 
 
 class FetchPolicy(StrictModel):
@@ -63,6 +64,7 @@ class FetchError(OSError):
     """A request that gave no picture.  `reason` is a stable word; the message is for people."""
 
     def __init__(self, reason: str, message: str, *, later: bool = False) -> None:
+        message = message[:MAX_MESSAGE_CHARACTERS]  # servers have their say in it, and it is kept for every URL
         super().__init__(f"[{reason}] {message}")
         self.reason, self.message = reason, message
         self.later = later

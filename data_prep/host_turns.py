@@ -22,17 +22,25 @@ MAX_PAUSES_IN_A_ROW = 3
 
 @dataclass
 class _Host:
-    queue: deque[object] = field(default_factory=deque)
-    """Those who wait, first come first served."""
+    queue: deque[threading.Condition] = field(default_factory=deque)
+    """Those who wait, first come first served; each is woken alone, because the others could not go."""
     under_way: int = 0
-    spacing_s: float = 0.0
     next_start: float = 0.0
     paused_until: float = 0.0
     pauses: int = 0
     """Since the last answer without one."""
 
-    def is_idle(self, now: float) -> bool:
-        return not (self.queue or self.under_way or self.pauses) and now >= max(self.next_start, self.paused_until)
+    @property
+    def ready(self) -> float:
+        return max(self.next_start, self.paused_until)
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.queue and not self.under_way
+
+    def wake_first(self) -> None:
+        if self.queue:
+            self.queue[0].notify()
 
 
 class HostTurns:
@@ -41,75 +49,82 @@ class HostTurns:
     def __init__(self, *, at_once: int, spacing_s: float, max_wait_s: float) -> None:
         self._at_once, self._spacing_s, self._max_wait_s = at_once, spacing_s, max_wait_s
         self._hosts: OrderedDict[str, _Host] = OrderedDict()
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def turn(self, host: str, *, spacing_s: float = 0.0) -> Iterator[None]:
+    def turn(self, host: str, *, spacing_s: float = 0.0, waited_s: float = 0.0) -> Iterator[None]:
         """One request to the host may be under way in here.
 
         Args:
             spacing_s: what the host itself asks for; bounded by `max_wait_s`.
+            waited_s: for turns of the same request before, at other hosts; is part of `max_wait_s`.
 
         Raises:
             FetchError: `host_busy`: no turn within `max_wait_s`; at once when that is certain.
         """
-        self._take(host, max(self._spacing_s, min(spacing_s, self._max_wait_s)))
+        self._take(host, max(self._spacing_s, min(spacing_s, self._max_wait_s)), self._max_wait_s - waited_s)
         try:
             yield
         finally:
-            with self._changed:
-                self._hosts[host].under_way -= 1
-                self._changed.notify_all()
+            with self._lock:
+                state = self._hosts[host]
+                state.under_way -= 1
+                state.wake_first()
 
     def pause(self, host: str, seconds: float) -> bool:
         """Leave a host alone; returns whether it is worth waiting for.  To be called within a turn."""
-        with self._changed:
+        with self._lock:
             state = self._hosts[host]
             state.pauses += 1
-            if state.pauses > MAX_PAUSES_IN_A_ROW:
-                seconds = MAX_PAUSE_S
-            seconds = min(seconds, MAX_PAUSE_S)
+            seconds = MAX_PAUSE_S if state.pauses > MAX_PAUSES_IN_A_ROW else min(seconds, MAX_PAUSE_S)
             state.paused_until = max(state.paused_until, time.monotonic() + seconds)
-            self._changed.notify_all()
+            for waiting in state.queue:  # some of them need not wait any more
+                waiting.notify()
         return seconds <= self._max_wait_s
 
     def calm(self, host: str) -> None:
         """The host answered without asking for a pause.  To be called within a turn."""
-        state = self._hosts[host]
-        if state.pauses and time.monotonic() >= state.paused_until:
-            state.pauses = 0
+        with self._lock:
+            state = self._hosts[host]
+            if time.monotonic() >= state.paused_until:
+                state.pauses = 0
 
-    def _take(self, host: str, spacing_s: float) -> None:
-        me = object()
-        with self._changed:
+    def _take(self, host: str, spacing_s: float, wait_s: float) -> None:
+        with self._lock:
             state = self._hosts.setdefault(host, _Host())
             self._hosts.move_to_end(host)
-            state.spacing_s = spacing_s
-            state.queue.append(me)
-            gives_up = time.monotonic() + self._max_wait_s
-            try:
-                while True:
-                    now = time.monotonic()
-                    ahead = state.queue.index(me)
-                    ready = max(state.next_start, state.paused_until) + ahead * spacing_s
-                    if ahead == 0 and state.under_way < self._at_once and now >= ready:
-                        state.under_way += 1
-                        state.next_start = now + spacing_s
-                        break
-                    if max(now, ready) > gives_up:
-                        raise FetchError("host_busy", f"{host} gives no turn within {self._max_wait_s:g} s", later=True)
-                    due = ahead == 0 and state.under_way < self._at_once
-                    self._changed.wait(max(0.0, (ready if due else gives_up) - now) + 1e-4)
-            finally:
-                state.queue.remove(me)
-                self._changed.notify_all()
+            if state.queue or not self._is_free(state):
+                self._wait(host, state, spacing_s, wait_s)
+            state.under_way += 1
+            state.next_start = time.monotonic() + spacing_s
+            state.wake_first()
             self._forget_idle()
+
+    def _is_free(self, state: _Host) -> bool:
+        return state.under_way < self._at_once and time.monotonic() >= state.ready
+
+    def _wait(self, host: str, state: _Host, spacing_s: float, wait_s: float) -> None:
+        """Until it is our turn."""
+        me = threading.Condition(self._lock)
+        state.queue.append(me)
+        gives_up = time.monotonic() + wait_s
+        try:
+            while not (state.queue[0] is me and self._is_free(state)):
+                now, ready = time.monotonic(), state.ready + state.queue.index(me) * spacing_s
+                if max(now, ready) > gives_up:
+                    raise FetchError("host_busy", f"{host} gives no turn within {self._max_wait_s:g} s", later=True)
+                due = ready if state.queue[0] is me and state.under_way < self._at_once else gives_up
+                me.wait(due - now + 1e-4)
+        finally:
+            state.queue.remove(me)
+            state.wake_first()
 
     def _forget_idle(self) -> None:
         while len(self._hosts) > MAX_IDLE_HOSTS:
             name, oldest = next(iter(self._hosts.items()))
             self._hosts.move_to_end(name)
-            if not oldest.is_idle(time.monotonic()):
+            due = time.monotonic() >= oldest.ready or len(self._hosts) > 2 * MAX_IDLE_HOSTS
+            if not (oldest.is_idle and due):
                 return  # looked at again when the next one comes
             del self._hosts[name]
 

@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 from data_prep.body_memory import FREE_BYTES, BodyMemory
 from data_prep.connections import Answer
 from data_prep.deadline import Deadline
-from data_prep.fetch_policy import FetchError, FetchPolicy, redirected
+from data_prep.fetch_policy import MAX_URL_CHARACTERS, FetchError, FetchPolicy, redirected
 from data_prep.robots import REDIRECTS, RobotsTxt, refused_by_tag
 from data_prep.web import Web, named_errors
 from infra import images
 
 READ_BLOCK_BYTES = 1 << 16
+MAX_CONTENT_TYPE_CHARACTERS = 200
 _ACCEPT = "image/webp,image/png,image/jpeg,*/*;q=0.5"
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
 
@@ -116,14 +117,14 @@ class HardenedOpener(urllib.request.OpenerDirector):
     def _fetch(self, url: str, trace: dict[str, Any]) -> Response:
         deadline = Deadline(self.policy.timeout_s)
         for _ in range(self.policy.max_redirects + 1):
-            trace["final_url"] = url
+            trace["final_url"] = url[:MAX_URL_CHARACTERS]
             with named_errors(url):
                 spacing_s = self.sites.robots.spacing_s(url, deadline)
             with self.sites.web.get(
                 url, deadline, accept=_ACCEPT, max_body_bytes=self._max_wire_bytes, spacing_s=spacing_s
             ) as answer:
                 trace["http_status"] = answer.status
-                trace["content_type"] = answer.headers.get("Content-Type")
+                trace["content_type"] = (answer.headers.get("Content-Type") or "")[:MAX_CONTENT_TYPE_CHARACTERS] or None
                 location = answer.headers.get("Location")
                 if answer.status not in REDIRECTS or not location:
                     self._check_headers(answer, url)

@@ -4,6 +4,7 @@ An origin is asked once and its answer kept for a while.  Protego judges the pat
 here, so that a hostile file costs time and memory in proportion to its length (500 KiB at most), and only our rules are kept.
 """
 
+import itertools
 import re
 import threading
 import time
@@ -18,6 +19,8 @@ from data_prep.web import NotConnectedError, Web
 REDIRECTS = {301, 302, 303, 307, 308}
 MAX_FILE_BYTES = 500 * 1024
 MAX_REDIRECTS = 5
+MAX_RULES = 10_000
+"""Of one site for us; each URL is held against them all."""
 KEPT_S = 3600.0
 FAILURE_KEPT_S = 60.0
 ATTEMPTS = 2
@@ -189,13 +192,15 @@ def rules_for(text: str, token: str) -> str:
                 ours.append(line)
             if "*" in named:
                 everyones.append(line)
-    return "\n".join(ours if found else everyones)
+    kept = dict.fromkeys(ours if found else everyones)  # a rule said twice says no more, and costs every URL
+    return "\n".join(itertools.islice(kept, MAX_RULES))
 
 
 def refused_by_tag(values: Iterable[str], *, token: str, directives: Iterable[str]) -> str | None:
     """The directive of X-Robots-Tag headers that refuses the use of a picture, or None.
 
     `noai`, `noindex, noai`, `ourname: noai` and `other: noindex, ourname: noai` are all in use: a name counts until the next.
+    `none` means `noindex, nofollow`.
     """
     refusing = {directive.strip().lower() for directive in directives}
     for value in values:
@@ -204,6 +209,7 @@ def refused_by_tag(values: Iterable[str], *, token: str, directives: Iterable[st
             head, colon, rest = part.partition(":")
             if colon and re.fullmatch(r"[a-z0-9*_-]+", head.strip()) and head.strip() not in _DIRECTIVES_WITH_COLON:
                 agent, part = head.strip(), rest
-            if part.strip() in refusing and agent in (None, "*", token):
-                return part.strip()
+            word = part.strip()
+            if agent in (None, "*", token) and (word in refusing or (word == "none" and "noindex" in refusing)):
+                return word
     return None

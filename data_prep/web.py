@@ -49,7 +49,7 @@ class Web:
         addresses = self._addresses(origin, deadline)
         with contextlib.ExitStack() as stack:
             with deadline.stopped():
-                stack.enter_context(self.turns.turn(origin.host, spacing_s=spacing_s))
+                stack.enter_context(self.turns.turn(origin.host, spacing_s=spacing_s, waited_s=deadline.stood_s))
             with named_errors(url):
                 connection, response = self._ask(origin, addresses, request, deadline, max_body_bytes)
             try:

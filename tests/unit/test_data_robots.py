@@ -9,7 +9,7 @@ import pytest
 
 from data_prep.fetch_policy import FetchError, FetchPolicy
 from data_prep.opener import HardenedOpener, sites_of_process
-from data_prep.robots import MAX_FILE_BYTES, refused_by_tag, rules_for
+from data_prep.robots import MAX_FILE_BYTES, MAX_RULES, refused_by_tag, rules_for
 from tests.unit.data_helpers import Answer, body, picture, redirect, status, web_server
 
 PICTURE = picture()
@@ -150,7 +150,9 @@ def test_the_rules_for_one_crawler(lines: str, kept: str) -> None:
 
 def test_many_crawlers_with_many_rules_cost_no_more_than_their_length() -> None:
     lines = "".join(f"User-agent: a{number}\n" for number in range(12_000)) + "User-agent: us\n" + "Disallow: /\n" * 12_000
-    assert len(rules_for(lines, "us").splitlines()) == 12_000
+    assert rules_for(lines, "us") == "Disallow: /"
+    lines = "User-agent: us\n" + "".join(f"Disallow: /*{number}*a$\n" for number in range(2 * MAX_RULES))
+    assert len(rules_for(lines, "us").splitlines()) == MAX_RULES
 
 
 @pytest.mark.parametrize(
@@ -166,6 +168,7 @@ def test_many_crawlers_with_many_rules_cost_no_more_than_their_length() -> None:
         (["*: noai"], "noai"),
         (["unavailable_after: 25 Jun 2099 15:00:00 PST, noai"], "noai"),
         (["unavailable_after: Thu, 25 Jun 2099 15:00:00 PST, noai"], "noai"),
+        (["none"], "none"),
         (["max-image-preview: none"], None),
         (["all", ""], None),
     ],
