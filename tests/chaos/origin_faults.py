@@ -35,6 +35,8 @@ from tests.unit.data_helpers import one_partition
 URLS_PER_PARTITION = 2000
 WORKERS, THREADS = 2, 64
 TIMEOUT_S = 3.0
+MAX_BYTES = 5_000_000
+"""Little enough to come in time from an origin that must send it thousands of times, on the same machine."""
 MAX_GROWTH_MIB = 256
 MAX_LATE_S = 1.0
 UNKNOWN = "unknown"
@@ -66,7 +68,11 @@ def strike(
         random.Random(seed).shuffle(rows)
         hosts = tuple(sorted({row["url"].split("/")[2] for row in rows}))
         policy = FetchPolicy(
-            allowed_private_hosts=hosts, timeout_s=timeout_s, connect_timeout_s=timeout_s, max_requests_per_host=THREADS
+            allowed_private_hosts=hosts,
+            timeout_s=timeout_s,
+            connect_timeout_s=timeout_s,
+            max_requests_per_host=THREADS,
+            max_bytes=MAX_BYTES,
         )
         cuts = [rows[start : start + URLS_PER_PARTITION] for start in range(0, len(rows), URLS_PER_PARTITION)]
         if workers:
@@ -174,6 +180,7 @@ def main() -> int:
         per_kind=dict(injected),
         wrong=found["wrong"],
         timeout_s=TIMEOUT_S,
+        max_bytes=MAX_BYTES,
         seed=arguments.seed,
         **environment("img2dataset", "protego"),
     )
