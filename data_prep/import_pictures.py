@@ -4,19 +4,20 @@ Partitions are fanned out as Ray tasks, as those of a download are; curation and
 is damaged or no picture counts as failed, with its reason.
 """
 
-import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.accounting import describe, require_all_accounted
-from data_prep.audit import audit
 from data_prep.fan_out import absolute, fan_out
-from data_prep.partition_report import PartitionReport, finished_report, gather_outcomes
+from data_prep.partition_report import PartitionReport, finished_report, outcomes_uri
 from data_prep.picture_partition import ImportConfig, PicturePartition, column_names, import_partition, picture_type_problem
-from data_prep.raw import REPORT_NAME, DownloadReport
+from data_prep.raw import OUTCOMES_FOLDER, REPORT_NAME, DownloadReport, iter_outcomes
+from data_prep.uid_digests import UidDigests, digests_of, doubled
 from data_prep.url_list import MAX_NAMED_ROWS, parquet_files
 from infra import storage
 from infra.config import content_hash
@@ -39,6 +40,7 @@ def import_pictures(
     uris = [parquet_uris] if isinstance(parquet_uris, str) else parquet_uris
     partitions = plan_partitions([absolute(file) for uri in uris for file in parquet_files(uri)], config)
     storage.remove(storage.join(output_uri, REPORT_NAME))  # not done until it is done again
+    _remove_outcomes_of_others(partitions, output_uri)
     total = sum(partition.num_rows for partition in partitions)
     reports: dict[int, PartitionReport] = {}
     for partition in partitions:
@@ -56,25 +58,33 @@ def import_pictures(
     requested = sum(report.requested for report in reports.values())
     if not requested:
         raise BadInputError(f"no rows to import from {', '.join(uris)}" + (f" where {_chosen(config)}" if config.only else ""))
-    outcomes = gather_outcomes(partitions, output_uri)
-    _refuse_doubled(outcomes)
-    audited = audit(outcomes, outcomes)
-    require_all_accounted("import", seen=requested, out=audited.downloaded, lost=audited.failed)
-    if not audited.downloaded or audited.downloaded < config.min_success_rate * requested:
+    _refuse_doubled(output_uri)
+    downloaded = sum(report.downloaded for report in reports.values())
+    failed: Counter[str] = Counter()
+    formats: Counter[str] = Counter()
+    for report in reports.values():
+        failed.update(report.failed)
+        formats.update(report.formats)
+    require_all_accounted("import", seen=requested, out=downloaded, lost=failed)
+    if not downloaded or downloaded < config.min_success_rate * requested:
         raise DataLossError(
-            f"only {audited.downloaded:,} of {requested:,} pictures could be used: {audited.downloaded / requested:.1%}, and "
-            f"the floor (min_success_rate) is {config.min_success_rate:.1%}. Failed: {describe(audited.failed)}. "
+            f"only {downloaded:,} of {requested:,} pictures could be used: {downloaded / requested:.1%}, and "
+            f"the floor (min_success_rate) is {config.min_success_rate:.1%}. Failed: {describe(failed)}. "
             "Check the files, or lower the floor"
         )
     result = DownloadReport(
         requested=requested,
-        downloaded=audited.downloaded,
-        failed=audited.failed,
-        bytes=audited.bytes,
+        downloaded=downloaded,
+        failed=dict(sorted(failed.items())),
+        bytes=sum(report.bytes for report in reports.values()),
         seconds=time.monotonic() - started,
         skipped_partitions=skipped,
         shards=[shard for number in sorted(reports) for shard in reports[number].shards],
-        lineage={"config": config.model_dump(mode="json"), "config_hash": content_hash(config), "formats": audited.formats},
+        lineage={
+            "config": config.model_dump(mode="json"),
+            "config_hash": content_hash(config),
+            "formats": dict(formats),
+        },
     )
     storage.write_atomic(storage.join(output_uri, REPORT_NAME), result.model_dump_json(indent=1))
     return result
@@ -127,6 +137,14 @@ def _cut(sizes: Sequence[int], rows: int) -> Iterator[list[int]]:
         yield part
 
 
+def _remove_outcomes_of_others(partitions: Sequence[PicturePartition], output_uri: str) -> None:
+    """What an import of more files left here is no part of this one."""
+    ours = {outcomes_uri(output_uri, partition) for partition in partitions}
+    for uri in storage.list_files(storage.join(output_uri, OUTCOMES_FOLDER), suffix=".parquet"):
+        if uri not in ours:
+            storage.remove(uri)
+
+
 def _rows_done(partitions: Sequence[PicturePartition], reports: dict[int, PartitionReport]) -> int:
     return sum(partition.num_rows for partition in partitions if partition.number in reports)
 
@@ -135,18 +153,22 @@ def _chosen(config: ImportConfig) -> str:
     return " and ".join(f"{column} is {' or '.join(values)}" for column, values in config.only.items())
 
 
-def _refuse_doubled(outcomes: pa.Table) -> None:
-    rows_of: dict[str, list[int]] = {}
-    for uid, row in zip(outcomes["uid"].to_pylist(), outcomes["row"].to_pylist(), strict=True):
-        rows_of.setdefault(uid, []).append(row)
-    doubled = {uid: rows for uid, rows in rows_of.items() if len(rows) > 1}
-    if doubled:
-        named = "; ".join(
-            f"{uid!r} in rows {', '.join(map(str, rows[:5]))}"
-            for uid, rows in itertools.islice(doubled.items(), MAX_NAMED_ROWS)
-        )
-        more = f", and {len(doubled) - MAX_NAMED_ROWS:,} more" if len(doubled) > MAX_NAMED_ROWS else ""
-        raise BadInputError(
-            f"{len(doubled):,} uid(s) are there twice: {named}{more} (counted from 0 over all files; without a column uid, "
-            "rows with the same picture and caption have the same). Remove the repetitions"
-        )
+def _refuse_doubled(output_uri: str) -> None:
+    """Raises BadInputError when two rows have the same uid; the first of them are named with their rows."""
+    with UidDigests() as digests:
+        for outcomes in iter_outcomes(output_uri):
+            uids = outcomes["uid"].cast(pa.binary()).to_pylist()
+            digests.add(digests_of(uids), outcomes["row"].to_numpy())
+        count, places = doubled(digests.repetitions(), named=MAX_NAMED_ROWS)
+    if not count:
+        return
+    uid_of: dict[int, str] = {}
+    for outcomes in iter_outcomes(output_uri):
+        wanted = outcomes.filter(pc.is_in(outcomes["row"], pa.array(list(places), pa.int64())))
+        uid_of |= dict(zip(wanted["row"].to_pylist(), wanted["uid"].to_pylist(), strict=True))
+    told = "; ".join(f"{uid_of[first]!r} in rows {', '.join(map(str, rows[:5]))}" for first, rows in places.items())
+    more = f", and {count - MAX_NAMED_ROWS:,} more" if count > MAX_NAMED_ROWS else ""
+    raise BadInputError(
+        f"{count:,} uid(s) are there twice: {told}{more} (counted from 0 over all files; without a column uid, "
+        "rows with the same picture and caption have the same). Remove the repetitions"
+    )

@@ -2,11 +2,11 @@
 
 import hashlib
 import re
+from collections import defaultdict
 from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.opener import RequestRecord
@@ -19,22 +19,22 @@ _REASON = re.compile(r"\[(\w+)\] ")
 def collect_outcomes(
     rows: pa.Table, shards: list[RawShard], records: list[RequestRecord], *, output_uri: str, folder: str, max_pixels: int
 ) -> list[dict[str, Any]]:
-    """One entry per row of img2dataset's parquet files, and one per row that was not tried, in the order of the list.
+    """One entry per row of img2dataset's parquet files, of `OUTCOME_SCHEMA`.
 
     Format, size and hash are read from the pictures as they lie in the tars.
 
     Args:
-        rows: of the URL list, of `URL_LIST_SCHEMA`.
+        rows: those that were fetched, of `URL_LIST_SCHEMA`.
         shards: img2dataset's output for them, in `folder`.
         records: the opener's side log.
 
     Raises:
         CorruptArtefactError: a tar cannot be read back.
     """
-    # rows that share a URL share its requests; their failures differ at most in which attempt met which
-    requests: dict[tuple[str, str | None], RequestRecord] = {}
+    requests: dict[str, list[RequestRecord]] = defaultdict(list)
     for record in records:
-        requests[record.url, record.reason] = record
+        requests[record.url].append(record)
+    expected = dict(zip(rows["row"].to_pylist(), rows["sha256"].to_pylist(), strict=True))
     stored = {}
     for shard in shards:
         for sample in scan_tar(storage.join(output_uri, shard.path)):
@@ -53,26 +53,34 @@ def collect_outcomes(
         with storage.open_read(uri) as file:
             tried = pq.read_table(file, columns=["row", "uid", "url", "status", "error_message"]).to_pylist()
         for row in tried:
-            entry = {name: row[name] for name in ("row", "uid", "url")}
+            entry = {name: row[name] for name in ("row", "uid", "url")} | {"expected_sha256": expected[row["row"]]}
             if row["status"] == "success" and row["uid"] in stored:
-                request = requests.get((row["url"], None))
                 entry |= {"state": "downloaded", **stored[row["uid"]]}
             else:
                 reason = _reason(row["status"], row["error_message"] or "")
-                request = requests.get((row["url"], reason)) or requests.get((row["url"], None))
                 entry |= {"state": "failed", "reason": reason, "detail": row["error_message"]}
-            if request:
-                entry |= {name: getattr(request, name) for name in ("final_url", "http_status", "content_type")}
+            if request := _request_of(entry, requests[row["url"]]):
+                entry |= {name: getattr(request, name) for name in ("final_url", "http_status", "content_type", "attempts")}
                 entry |= {
                     "fetched_at": datetime.fromtimestamp(request.fetched_at, UTC),
                     "received_bytes": request.num_bytes,
                     "received_sha256": request.sha256,
                 }
             outcomes.append(entry)
-    for row in rows.filter(pc.is_valid(rows["url_problem"])).to_pylist():
-        entry = {name: row[name] for name in ("row", "uid", "url")}
-        outcomes.append(entry | {"state": "failed", "reason": "bad_url", "detail": row["url_problem"]})
-    return sorted(outcomes, key=lambda entry: entry["row"])
+    return outcomes
+
+
+def _request_of(entry: dict[str, Any], requests: list[RequestRecord]) -> RequestRecord | None:
+    """The request that ended so.  Rows that share a URL share its requests, and may have met other bytes or another failure."""
+    reason, expected = entry.get("reason"), entry["expected_sha256"]
+    fits = [request for request in requests if request.reason == reason]
+    if not fits:  # what img2dataset refused had arrived as far as the opener could tell
+        fits = [request for request in requests if request.reason is None]
+        fits = [request for request in fits if reason != "sha256_mismatch" or request.sha256 != expected] or fits
+    elif reason is None:
+        same = expected or entry["sha256"]
+        fits = [request for request in fits if request.sha256 == same] or fits
+    return fits[-1] if fits else None
 
 
 def _reason(status: str, message: str) -> str:

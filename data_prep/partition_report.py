@@ -1,19 +1,15 @@
-"""What a finished partition leaves behind, downloaded or imported: its report, written last, and its part of the outcomes."""
+"""What a finished partition leaves behind, downloaded or imported: its report, written last, and its outcomes."""
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import NonNegativeInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
-from data_prep.raw import OUTCOME_SCHEMA, OUTCOMES_FOLDER, OUTCOMES_NAME, RawShard
+from data_prep.raw import OUTCOME_SCHEMA, OUTCOMES_FOLDER, PARTITIONS_FOLDER, RawShard, later_rounds, round_folder
 from infra import storage
 from infra.config import StrictModel
 from infra.errors import CorruptArtefactError
-
-PARTITIONS = "partitions"
-"""Folder of the partitions' reports."""
 
 
 class Identified(Protocol):
@@ -28,16 +24,24 @@ class AnyPartition(Identified, Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def round(self) -> int: ...
+
 
 class PartitionReport(StrictModel):
     """Written last: its presence means that the partition is whole."""
 
     partition: NonNegativeInt
+    round: PositiveInt = 1
     requested: NonNegativeInt
+    """Rows; of a later round those that were fetched again."""
     downloaded: NonNegativeInt
     """Or imported."""
     failed: dict[str, int]
+    formats: dict[str, int] = Field(default_factory=dict)
+    """Downloaded pictures by true format, read from their bytes."""
     bytes: NonNegativeInt
+    quarantined: NonNegativeInt = 0
     seconds: float
     shards: list[RawShard]
     config_hash: str
@@ -45,11 +49,11 @@ class PartitionReport(StrictModel):
 
 
 def report_uri(output_uri: str, partition: AnyPartition) -> str:
-    return storage.join(output_uri, PARTITIONS, f"{partition.name}.json")
+    return storage.join(round_folder(output_uri, partition.round), PARTITIONS_FOLDER, f"{partition.name}.json")
 
 
 def outcomes_uri(output_uri: str, partition: AnyPartition) -> str:
-    return storage.join(output_uri, OUTCOMES_FOLDER, f"{partition.name}.parquet")
+    return storage.join(round_folder(output_uri, partition.round), OUTCOMES_FOLDER, f"{partition.name}.parquet")
 
 
 def finished_report(partition: AnyPartition, config: Identified, *, output_uri: str) -> PartitionReport | None:
@@ -69,9 +73,16 @@ def finished_report(partition: AnyPartition, config: Identified, *, output_uri: 
     return report if same and whole and storage.exists(outcomes_uri(output_uri, partition)) else None
 
 
+def remove_later_rounds(partition: AnyPartition, *, output_uri: str) -> None:
+    """Make the later rounds of a partition undone: they fetched again what failed in one that is now done anew."""
+    for folder in later_rounds(output_uri):
+        if int(folder.rpartition("/")[2]) > partition.round:
+            storage.remove(storage.join(folder, PARTITIONS_FOLDER, f"{partition.name}.json"))
+
+
 def num_finished(output_uri: str) -> int:
     """Partitions that attempts before have finished, by the names of their reports alone."""
-    return len(storage.list_files(storage.join(output_uri, PARTITIONS), suffix=".json"))
+    return len(storage.list_files(storage.join(output_uri, PARTITIONS_FOLDER), suffix=".json"))
 
 
 def write_finished(
@@ -82,19 +93,13 @@ def write_finished(
     storage.write_atomic(report_uri(output_uri, partition), report.model_dump_json(indent=1))
 
 
-def gather_outcomes(partitions: Sequence[AnyPartition], output_uri: str) -> pa.Table:
-    """Write the outcomes of all partitions as one file; returns them."""
-    tables = []
-    for partition in partitions:
-        with storage.open_read(outcomes_uri(output_uri, partition)) as file:
-            tables.append(pq.read_table(file))
-    outcomes = pa.concat_tables(tables)
-    write_table(outcomes, storage.join(output_uri, OUTCOMES_NAME))
-    return outcomes
-
-
 def write_table(table: pa.Table, uri: str) -> None:
     """Write a parquet file whole or not at all."""
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer)
     storage.write_atomic(uri, buffer.getvalue().to_pybytes())
+
+
+def read_table(uri: str) -> pa.Table:
+    with storage.open_read(uri) as file:
+        return pq.read_table(file)

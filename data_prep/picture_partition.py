@@ -19,7 +19,7 @@ from pydantic import Field, PositiveInt
 
 from data_prep.accounting import require_all_accounted
 from data_prep.fan_out import TaskConfig
-from data_prep.partition import SHARD_NAME_DIGITS
+from data_prep.fetch_shards import SHARD_NAME_DIGITS
 from data_prep.partition_report import PartitionReport, finished_report, report_uri, write_finished, write_table
 from data_prep.raw import RawShard
 from data_prep.url_list import URL_LIST_SCHEMA, cast_text, check_uid, derive_uid
@@ -89,6 +89,10 @@ class PicturePartition(NamedTuple):
     def name(self) -> str:
         return f"{self.number:05d}"
 
+    @property
+    def round(self) -> int:
+        return 1
+
     def fingerprint(self) -> str:
         return content_hash(list(self))
 
@@ -120,6 +124,7 @@ def import_partition(partition: PicturePartition, config: ImportConfig, output_u
         requested=len(outcomes),
         downloaded=len(imported),
         failed=dict(sorted(failed.items())),
+        formats=dict(sorted(Counter(outcome["format"] for outcome in imported).items())),
         bytes=sum(outcome["bytes"] for outcome in imported),
         seconds=time.monotonic() - started,
         shards=shards,

@@ -1,11 +1,12 @@
 """Raw shards: what download and import leave behind, and curation and resharding read.
 
     RAW/download.json            written last: its presence means that every partition is whole
-    RAW/claim.sha256            which list this folder belongs to
-    RAW/outcomes.parquet         one row per uid of the list: downloaded, or failed and why
+    RAW/plan/                    the list as it was read, and which list this folder belongs to (`url_plan.py`)
     RAW/partitions/00000.json    a partition's report, written after everything else of it
     RAW/shards/00000/            img2dataset's output for that partition: 00000.tar, 00000.parquet, 00000_stats.json
-    RAW/outcomes/00000.parquet   the partition's part of the outcomes
+    RAW/outcomes/00000.parquet   one row for each of its rows: downloaded, or failed and why
+    RAW/quarantine/00000.parquet those of them whose picture had another hash than the list says; only where there are any
+    RAW/rounds/2/                the same folders for what was fetched again in a later round; its outcomes replace the earlier
 
 Reports lie outside img2dataset's folders, because it takes every JSON file there for the statistics of a shard.
 """
@@ -16,16 +17,19 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from infra import storage
 from infra.config import StrictModel
 from infra.errors import BadInputError, CorruptArtefactError
 
 REPORT_NAME = "download.json"
-OUTCOMES_NAME = "outcomes.parquet"
 OUTCOMES_FOLDER = "outcomes"
+PARTITIONS_FOLDER = "partitions"
+QUARANTINE_FOLDER = "quarantine"
+ROUNDS_FOLDER = "rounds"
 SCHEMA_VERSION = 1
 IMAGE_SUFFIXES = ("jpg", "png", "webp")
 """Of the picture in a raw tar.  img2dataset names one suffix for all, so it says nothing about the format."""
@@ -51,6 +55,9 @@ OUTCOME_SCHEMA = pa.schema(
         ("fetched_at", pa.timestamp("ms", tz="UTC")),  # null where nothing was asked for
         ("received_bytes", pa.int64()),
         ("received_sha256", pa.string()),  # as first seen, before any resizing
+        ("expected_sha256", pa.string()),  # as the list gives it
+        ("attempts", pa.int32()),  # requests made for it, all rounds together; null of an import
+        ("round", pa.int32()),  # the last one that fetched it; null of an import
     ]
 )
 
@@ -76,6 +83,10 @@ class DownloadReport(StrictModel):
     """Spent by this call; partitions done earlier are not downloaded again."""
     skipped_partitions: NonNegativeInt = 0
     """Found done from an earlier run."""
+    rounds: PositiveInt = 1
+    """Passes over the list that were made."""
+    quarantined: NonNegativeInt = 0
+    """Pictures with another hash than the list says; they are not stored, and count as failed."""
     shards: list[RawShard]
     lineage: dict[str, Any] = Field(default_factory=dict)
 
@@ -103,10 +114,39 @@ def read_download_report(raw_uri: str) -> DownloadReport:
 
 
 def iter_outcomes(raw_uri: str) -> Iterator[pa.Table]:
-    """The outcomes of a download or an import, of `OUTCOME_SCHEMA`, a partition at a time: memory holds one."""
+    """The outcomes of a download or an import, of `OUTCOME_SCHEMA`, a partition at a time: memory holds one.
+
+    One final outcome for every row: what a later round found replaces what came before it.
+    """
+    later = [(folder, _names(folder, PARTITIONS_FOLDER)) for folder in later_rounds(raw_uri)]
     for uri in storage.list_files(storage.join(raw_uri, OUTCOMES_FOLDER), suffix=".parquet"):
-        with storage.open_read(uri) as file:
-            yield pq.read_table(file)
+        table, name = _read(uri), uri.rpartition("/")[2].removesuffix(".parquet")
+        for folder, finished in later:
+            if name in finished:
+                newer = _read(storage.join(folder, OUTCOMES_FOLDER, f"{name}.parquet"))
+                replaced = pc.is_in(table["row"], newer["row"].combine_chunks())
+                table = pa.concat_tables([table.filter(pc.invert(replaced)), newer]).sort_by("row")
+        yield table
+
+
+def round_folder(raw_uri: str, round_number: int) -> str:
+    """Where a round keeps its partitions, shards and outcomes; the first one in the raw folder itself."""
+    return raw_uri if round_number == 1 else storage.join(raw_uri, ROUNDS_FOLDER, str(round_number))
+
+
+def later_rounds(raw_uri: str) -> list[str]:
+    """Folders of the rounds after the first, in order."""
+    found = storage.list_folders(storage.join(raw_uri, ROUNDS_FOLDER))
+    return sorted(found, key=lambda uri: int(uri.rpartition("/")[2]))
+
+
+def _names(folder: str, kind: str) -> set[str]:
+    return {uri.rpartition("/")[2].rpartition(".")[0] for uri in storage.list_files(storage.join(folder, kind))}
+
+
+def _read(uri: str) -> pa.Table:
+    with storage.open_read(uri) as file:
+        return pq.read_table(file)
 
 
 def read_raw_shard(raw_uri: str, shard: RawShard) -> Iterator[RawSample]:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from data_prep.curate import CurateConfig
-from data_prep.partition import DownloadConfig
+from data_prep.download_config import DownloadConfig
 from data_prep.picture_partition import ImportConfig
 from data_prep.reshard import ReshardConfig
 from data_prep.url_list import UrlListConfig
@@ -27,7 +27,7 @@ class UrlListSource(StrictModel):
 
     kind: Literal["url_list"] = "url_list"
     uri: str
-    """Parquet, local or in an object store."""
+    """Parquet, csv, tsv or json lines (the texts also .gz), a file or a folder of them, local or in an object store."""
     columns: UrlListConfig = UrlListConfig()
 
 

@@ -1,14 +1,16 @@
 """Steps from a source of URLs, or pictures, to training shards."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from data_prep.accounting import describe
 from data_prep.curate import KEEP_LIST_NAME, curate
-from data_prep.download import TooFewDownloadedError, download
+from data_prep.download import download
+from data_prep.download_checks import TooFewDownloadedError
+from data_prep.download_config import DownloadConfig
 from data_prep.import_pictures import import_pictures
-from data_prep.partition import DownloadConfig
+from data_prep.list_files import list_files
 from data_prep.partition_report import num_finished
 from data_prep.raw import DownloadReport
 from data_prep.reshard import reshard
@@ -16,6 +18,7 @@ from data_prep.sample.links import write_url_list
 from data_prep.sample.pictures import SAMPLE_URI
 from data_prep.sample.serve import serving_sample
 from data_prep.url_list import UrlListConfig, check_columns, parquet_files
+from data_prep.url_plan import REPEATED
 from infra import storage
 from infra.errors import BadInputError, DataLossError
 from pipeline.config import DatasetConfig, DatasetName, PicturesSource, RunConfig, SampleSource, UrlListSource
@@ -31,7 +34,7 @@ def data_steps(config: RunConfig, name: DatasetName) -> list[Step]:
         Step(
             name=f"curate-{name}",
             title=f"Filter and deduplicate the {name} pictures",
-            settings=dataset.curate.model_dump(mode="json"),
+            settings=_curate_settings(dataset),
             reads=(first,),
             work=lambda context: _curate(context, name),
             on_cluster=True,
@@ -56,21 +59,49 @@ def _download_step(dataset: DatasetConfig, name: DatasetName) -> Step:
     return Step(
         name=f"download-{name}",
         title=f"Download the {name} pictures",
-        settings={"source": _source_identity(dataset), "download": dataset.download.model_dump(mode="json")},
+        settings={"source": _source_identity(dataset), "download": dataset.download.identity()},
         reads=(),
         work=lambda context: _download(context, name),
         clean_start=False,
         so_far=_partitions_so_far,
         on_cluster=True,
-        check_done=check_inputs_unchanged,
+        check_done=lambda record: _check_download(record, dataset.download, name),
+        goes_on=lambda record: _has_more_rounds(record, dataset.download),
     )
+
+
+def _curate_settings(dataset: DatasetConfig) -> dict[str, Any]:
+    """Rounds are part of what comes after a download, not of its own address: more of them go on in the same folder."""
+    settings = dataset.curate.model_dump(mode="json")
+    if not isinstance(dataset.source, PicturesSource) and dataset.download.rounds > 1:
+        settings["rounds"] = dataset.download.rounds
+    return settings
+
+
+def _has_more_rounds(record: StepRecord, config: DownloadConfig) -> bool:
+    """Whether a finished download has rounds to go, or brought less than what is asked for by now."""
+    facts = record.facts
+    repeated = facts["failed"].get(REPEATED, 0)
+    return config.rounds > facts["rounds"] or facts["downloaded"] < config.min_success_rate * (facts["requested"] - repeated)
+
+
+def _check_download(record: StepRecord, config: DownloadConfig, name: DatasetName) -> None:
+    check_inputs_unchanged(record)
+    if config.rounds < record.facts["rounds"]:
+        raise BadInputError(
+            f"the download of {name} has been through {record.facts['rounds']} rounds, and the pictures of the later ones are "
+            f"among the others: --set datasets.{name}.download.rounds={record.facts['rounds']}, or hyperclip clean"
+        )
 
 
 def _import_step(source: PicturesSource, name: DatasetName) -> Step:
     return Step(
         name=f"import-{name}",
         title=f"Import the {name} pictures",
-        settings={"files": [identity for uri in source.uris for identity in _identities(uri)], "import": source.fingerprint()},
+        settings={
+            "files": [identity for uri in source.uris for identity in _identities(uri, parquet_files)],
+            "import": source.fingerprint(),
+        },
         reads=(),
         work=lambda context: _import(context, source),
         clean_start=False,
@@ -87,16 +118,16 @@ def _source_identity(dataset: DatasetConfig) -> Any:
     assert isinstance(source, UrlListSource)
     if storage.is_local(source.uri):
         check_columns(source.uri, source.columns)  # before Ray is started for a list that is of no use
-    identities = _identities(source.uri)
+    identities = _identities(source.uri, list_files)
     return {"columns": source.columns.model_dump(mode="json"), "list": identities[0] if len(identities) == 1 else identities}
 
 
-def _identities(uri: str) -> list[str]:
+def _identities(uri: str, files_of: Callable[[str], list[str]]) -> list[str]:
     """What tells one version of an input from another: the content of a local file, or of the files of a folder.
 
     A remote input is known by its address, so that a plan needs no credentials; `check_inputs_unchanged` does the rest.
     """
-    return [storage.fingerprint(file) for file in parquet_files(uri)] if storage.is_local(uri) else [uri]
+    return [storage.fingerprint(file) for file in files_of(uri)] if storage.is_local(uri) else [uri]
 
 
 def input_versions(uris: Sequence[str]) -> dict[str, str | None]:
@@ -141,7 +172,7 @@ def _download(context: StepContext, name: DatasetName) -> StepResult:
                 url_list_uri=list_uri,
                 url_columns=columns,
                 output_uri=_raw(context.output_uri),
-                progress=lambda done, total: context.progress(done, total, "pictures"),
+                progress=context.progress,
             )
         except TooFewDownloadedError as error:
             raise DataLossError(f"{error}. The setting: datasets.{name}.download.{error.setting}") from error
@@ -172,12 +203,16 @@ def _raw_result(report: DownloadReport, done: str, versions: dict[str, str | Non
     failed = sum(report.failed.values())
     return StepResult(
         summary=f"{report.downloaded:,} of {report.requested:,} {done}"
-        + (f", {failed:,} failed: {describe(report.failed)}" if failed else ""),
+        + (f" in {report.rounds} rounds" if report.rounds > 1 else "")
+        + (f", {failed:,} failed: {describe(report.failed)}" if failed else "")
+        + (f"; {report.quarantined:,} in quarantine: not what the list gives the hash of" if report.quarantined else ""),
         facts={
             "requested": report.requested,
             "downloaded": report.downloaded,
             "failed": report.failed,
             "bytes": report.bytes,
+            "rounds": report.rounds,
+            "quarantined": report.quarantined,
             "input_versions": versions,
         },
         metrics={"requested": report.requested, "downloaded": report.downloaded, "success_rate": report.success_rate}

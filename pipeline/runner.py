@@ -137,6 +137,7 @@ def _run_step(entry: PlannedStep, context: StepContext, *, so_far: str | None) -
         if entry.step.clean_start:
             storage.remove(entry.output_uri)
         storage.make_folder(entry.output_uri)
+        storage.remove(storage.join(entry.output_uri, RECORD_NAME))  # one that goes on is not done until it is done again
         result: StepResult = entry.step.work(context)
         record = StepRecord(
             step=entry.step.name,

@@ -88,6 +88,8 @@ class Step:
     """Whether Ray is connected before it runs."""
     check_done: Callable[[StepRecord], None] | None = None
     """Called with the record when the step is found done; raises when what it read is no longer what it was."""
+    goes_on: Callable[[StepRecord], bool] | None = None
+    """Whether a finished step has more to do in its folder by now; it is run again there then."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,8 @@ class PlannedStep:
     def record(self) -> StepRecord | None:
         """What it made, or None when it is not done."""
         uri = storage.join(self.output_uri, RECORD_NAME)
-        return storage.read_model(uri, StepRecord) if storage.exists(uri) else None
+        found = storage.read_model(uri, StepRecord) if storage.exists(uri) else None
+        return None if found and self.step.goes_on and self.step.goes_on(found) else found
 
     @property
     def begun(self) -> bool:

@@ -146,7 +146,7 @@ def test_a_list_that_cannot_be_used_is_refused_before_anything_is_made(
 def test_a_list_with_rows_that_cannot_be_used_is_refused_and_nothing_counts_as_done(
     run: Run, tmp_path: Path, ray_cluster: None
 ) -> None:
-    run.download_from(write_rows(tmp_path / "urls.parquet", [ROW, ROW]))
+    run.download_from(write_rows(tmp_path / "urls.parquet", [ROW | {"uid": "a"}, ROW | {"uid": "a"}]))
     ended = run("download")
     assert ended.status == 2
     assert "Remove the repetitions" in ended.error
@@ -163,7 +163,7 @@ def test_a_list_where_everything_fails_says_why_and_is_tried_again(run: Run, tmp
         assert "only 0 of 21 pictures were downloaded: 0.0%" in ended.error
         assert "forbidden_address 20, bad_url 1" in ended.error
         assert "the list names 127.0.0.1:9. The setting: datasets.train.download.policy.allowed_private_hosts" in ended.error
-        outcomes = run.folder("download-train") / "raw" / "outcomes.parquet"
+        outcomes = run.folder("download-train") / "raw" / "outcomes"
         assert f"What became of each row: {outcomes}" in ended.error
         assert pq.read_table(outcomes).num_rows == 21
         assert run.done() == []

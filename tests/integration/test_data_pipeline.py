@@ -8,10 +8,10 @@ import pytest
 
 from data_prep.curate import KEEP_LIST_NAME, CurateConfig, curate
 from data_prep.download import download
+from data_prep.download_config import DownloadConfig
 from data_prep.fan_out import TaskConfig, WorkerDiedError, fan_out
 from data_prep.fetch_policy import FetchPolicy
 from data_prep.manifest import read_manifest, verify_shards
-from data_prep.partition import DownloadConfig
 from data_prep.raw import DownloadReport
 from data_prep.reshard import ReshardConfig, reshard
 from data_prep.sample.links import BAD_LINKS, write_url_list
@@ -61,7 +61,7 @@ def test_a_stopped_download_goes_on_with_the_partitions_that_are_missing(tmp_pat
         urls = write_parquet(tmp_path / "urls.parquet", url_rows(web.url, names))
         config = DownloadConfig(samples_per_partition=2, policy=web.allowed(), tasks=TaskConfig(max_in_flight=1))
 
-        def stop_half_way(done: int, total: int) -> None:
+        def stop_half_way(done: int, _total: int, _note: str) -> None:
             if done >= 4:
                 raise KeyboardInterrupt
 

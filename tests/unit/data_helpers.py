@@ -4,6 +4,7 @@ import datetime
 import hashlib
 import io
 import ipaddress
+import shutil
 import ssl
 import threading
 from collections import Counter
@@ -21,10 +22,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image
 
+from data_prep.download_config import DownloadConfig
 from data_prep.fan_out import TaskConfig
 from data_prep.fetch_policy import FetchPolicy
-from data_prep.partition import DownloadConfig, Partition
-from data_prep.url_list import UrlListConfig, read_url_list
+from data_prep.url_list import UrlListConfig
+from data_prep.url_plan import Partition, plan_url_list
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 
@@ -41,7 +43,7 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def no_progress(done: int, total: int) -> None:
+def no_progress(done: int, total: int, _note: str = "") -> None:
     assert 0 <= done <= total
 
 
@@ -157,8 +159,16 @@ def url_rows(base_url: str, names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def one_partition(tmp_path: Path, rows: list[dict[str, Any]], config: DownloadConfig) -> Partition:
-    urls = read_url_list(write_parquet(tmp_path / "urls.parquet", rows), UrlListConfig())
-    return Partition(0, 0, urls.table)
+    """The first partition of a list of these rows."""
+    shutil.rmtree(tmp_path / "plan", ignore_errors=True)
+    plan = plan_url_list(
+        write_parquet(tmp_path / "urls.parquet", rows),
+        UrlListConfig(),
+        samples_per_partition=config.samples_per_partition,
+        samples_per_shard=config.samples_per_shard,
+        output_uri=str(tmp_path),
+    )
+    return next(plan.partitions(str(tmp_path)))
 
 
 def read_table(uri: str) -> pa.Table:

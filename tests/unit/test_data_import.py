@@ -10,9 +10,9 @@ import pytest
 import data_prep.import_pictures
 from data_prep.import_pictures import import_pictures
 from data_prep.picture_partition import ImportConfig
-from data_prep.raw import DownloadReport, read_download_report, read_raw_shard
+from data_prep.raw import DownloadReport, iter_outcomes, read_download_report, read_raw_shard
 from infra.errors import BadInputError, DataLossError
-from tests.unit.data_helpers import no_progress, picture, read_table, run_here, write_parquet
+from tests.unit.data_helpers import no_progress, picture, run_here, write_parquet
 
 ROWS: list[dict[str, Any]] = [
     {"uid": f"p{i}", "image": picture(i), "caption": f"thing {i}", "concept": f"c{i}", "split": "train" if i else "test"}
@@ -36,7 +36,7 @@ def run_again(tmp_path: Path, uri: str, **config: Any) -> DownloadReport:
 
 
 def outcomes(tmp_path: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = read_table(str(tmp_path / "raw/outcomes.parquet")).to_pylist()
+    found: list[dict[str, Any]] = [row for table in iter_outcomes(str(tmp_path / "raw")) for row in table.to_pylist()]
     return found
 
 

@@ -13,7 +13,7 @@ from data_prep.sample.build import EVALUATION_ARTISTS, TRAINING_ARTISTS, build_s
 from data_prep.sample.links import BAD_LINKS, write_url_list
 from data_prep.sample.pictures import SAMPLE_URI, read_sample
 from data_prep.sample.serve import serving_sample
-from data_prep.url_list import UrlListConfig, read_url_list
+from data_prep.url_list import UrlListConfig, read_rows
 from infra import images
 from infra.errors import BadInputError
 from tests.unit.data_helpers import picture, write_parquet
@@ -52,7 +52,7 @@ def test_the_server_gives_each_link_what_the_list_promises(tmp_path: Path) -> No
     pictures = {row["uid"]: row["image"] for row in read_sample("train").to_pylist()}
     with serving_sample() as base:
         total = write_url_list(str(tmp_path / "urls.parquet"), split="train", base_url=base)
-        listed = read_url_list(str(tmp_path / "urls.parquet"), UrlListConfig()).table.to_pylist()
+        listed = [row for rows in read_rows(str(tmp_path / "urls.parquet"), UrlListConfig()) for row in rows.to_pylist()]
         assert total == len(listed) == len(pictures) + len(BAD_LINKS)
         urls = {row["uid"]: row["url"] for row in listed}
         with installed(HardenedOpener(FetchPolicy(allowed_private_hosts=(base.removeprefix("http://"),)))):

@@ -1,0 +1,48 @@
+"""How a URL list is downloaded."""
+
+from typing import Any
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from data_prep.fan_out import TaskConfig
+from data_prep.fetch_policy import FetchPolicy
+from infra.config import StrictModel, content_hash
+
+_WITHOUT_EFFECT = {"threads", "min_success_rate", "max_reason_share", "rounds", "round_wait_s", "tasks"}
+
+
+class DownloadConfig(StrictModel):
+    """How a URL list is downloaded."""
+
+    samples_per_shard: PositiveInt = 1000
+    """Rows of the list a raw shard covers, failed ones included."""
+    samples_per_partition: PositiveInt = 5000
+    """Rows a Ray task downloads: what is done again when a task dies."""
+    threads: PositiveInt = 32
+    """Requests a task has under way at once."""
+    resize: PositiveInt | None = None
+    """Shorter side in pixels, re-encoded as JPEG on white, never enlarged; None stores every picture as received."""
+    retries: NonNegativeInt = 1
+    """More attempts after a passing failure (timeout, connection, DNS, truncated, 429, 5xx), with growing waits."""
+    rounds: PositiveInt = 1
+    """Passes over the list: from the second on, only rows whose failure may have passed are fetched.  Raised later, a finished
+    download goes on."""
+    round_wait_s: float = Field(default=60.0, ge=0)
+    """Between two rounds."""
+    min_success_rate: float = Field(default=0.5, ge=0, le=1)
+    """Below it the step fails: something is wrong with the network or the list.  Repetitions of a row do not count."""
+    max_reason_share: dict[str, float] = Field(
+        default={"dns": 0.3, "connection": 0.3, "tls": 0.3, "timeout": 0.4, "forbidden_address": 0.3}
+    )
+    """Reason -> share of the rows above which the step fails (from 100 rows on).  These reasons point at our side: resolver,
+    network, certificates, load."""
+    policy: FetchPolicy = FetchPolicy()
+    tasks: TaskConfig = TaskConfig()
+    """How the partitions are run."""
+
+    def identity(self) -> dict[str, Any]:
+        """What decides what a partition gives; threads and the like do not."""
+        return self.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
+
+    def fingerprint(self) -> str:
+        return content_hash(self.identity())
