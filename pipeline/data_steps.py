@@ -82,15 +82,18 @@ def _has_more_rounds(record: StepRecord, config: DownloadConfig) -> bool:
     """Whether a finished download has rounds to go, or brought less than what is asked for by now."""
     facts = record.facts
     repeated = facts["failed"].get(REPEATED, 0)
-    return config.rounds > facts["rounds"] or facts["downloaded"] < config.min_success_rate * (facts["requested"] - repeated)
+    return config.rounds > facts.get("rounds", 1) or facts["downloaded"] < config.min_success_rate * (
+        facts["requested"] - repeated
+    )
 
 
 def _check_download(record: StepRecord, config: DownloadConfig, name: DatasetName) -> None:
     check_inputs_unchanged(record)
-    if config.rounds < record.facts["rounds"]:
+    rounds = record.facts.get("rounds", 1)
+    if config.rounds < rounds:
         raise BadInputError(
-            f"the download of {name} has been through {record.facts['rounds']} rounds, and the pictures of the later ones are "
-            f"among the others: --set datasets.{name}.download.rounds={record.facts['rounds']}, or hyperclip clean"
+            f"the download of {name} has been through {rounds} rounds, and the pictures of the later ones are "
+            f"among the others: --set datasets.{name}.download.rounds={rounds}, or hyperclip clean"
         )
 
 
