@@ -5,7 +5,9 @@ Ray is imported when it is needed, so that reading a configuration does not pay 
 
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -40,6 +42,8 @@ class ClusterConfig(StrictModel):
 def connected(config: ClusterConfig) -> Iterator[None]:
     """Connect to Ray, and disconnect (ending an own cluster) at the end.  A connection already there is used as it is.
 
+    SIGTERM stops as Ctrl-C does meanwhile, so that what is under way is ended in order; a handler of the caller stays.
+
     Raises:
         ClusterError: Ray does not start, or does not answer.
     """
@@ -53,6 +57,7 @@ def connected(config: ClusterConfig) -> Iterator[None]:
         yield
         return
     own = config.address == "local"
+    handler = signal.getsignal(signal.SIGTERM)
     # Ray warns that the cluster it starts wants a token, which it has made and uses by itself
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     try:
@@ -75,7 +80,12 @@ def connected(config: ClusterConfig) -> Iterator[None]:
         )
         hint = "Is the machine busy, or short of memory? Run it again, it goes on where it was" if own else "Is it running?"
         raise ClusterError(f"{what}: {str(error) or type(error).__name__}. {hint}") from error
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread:  # Ray's own ends with a dump of the stack, and without a word to those who wait
+        signal.signal(signal.SIGTERM, signal.default_int_handler if handler == signal.SIG_DFL else handler)
     try:
         yield
     finally:
         ray.shutdown()
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, handler)

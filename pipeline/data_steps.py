@@ -82,9 +82,8 @@ def _has_more_rounds(record: StepRecord, config: DownloadConfig) -> bool:
     """Whether a finished download has rounds to go, or brought less than what is asked for by now."""
     facts = record.facts
     repeated = facts["failed"].get(REPEATED, 0)
-    return config.rounds > facts.get("rounds", 1) or facts["downloaded"] < config.min_success_rate * (
-        facts["requested"] - repeated
-    )
+    too_few = facts["downloaded"] < config.min_success_rate * (facts["requested"] - repeated)
+    return too_few or config.rounds > facts.get("rounds", 1)
 
 
 def _check_download(record: StepRecord, config: DownloadConfig, name: DatasetName) -> None:

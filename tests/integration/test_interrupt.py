@@ -1,4 +1,4 @@
-"""Ctrl-C of the real command, as a terminal sends it."""
+"""Ctrl-C of the real command, as a terminal sends it, and SIGTERM, as whoever ends a container does."""
 
 import os
 import signal
@@ -25,8 +25,9 @@ def interruptible() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_ctrl_c_ends_a_run_with_a_line_that_says_how_to_go_on(
-    tmp_path: Path, new_tracking: Callable[[Path], TrackingConfig]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_a_request_to_end_stop_a_run_with_a_line_that_says_how_to_go_on(
+    tmp_path: Path, new_tracking: Callable[[Path], TrackingConfig], number: signal.Signals
 ) -> None:
     new_tracking(tmp_path / "workspace")
     write_url_list(str(tmp_path / "urls.parquet"), split="evaluation", base_url="http://127.0.0.1:9")
@@ -44,7 +45,10 @@ def test_ctrl_c_ends_a_run_with_a_line_that_says_how_to_go_on(
         told = iter(process.stdout.readline, "")
         assert next(told) == "… Download the train pictures\n"
         assert next(told).startswith("    0 of ")  # Ray is up, and tasks have begun
-        os.killpg(process.pid, signal.SIGINT)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # as a terminal does
+        else:
+            process.send_signal(number)
         output, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
     assert error.splitlines() == [

@@ -176,7 +176,7 @@ def test_every_setting_of_the_shipped_configurations_is_listed() -> None:
     listed = {setting.path.replace(".NAME.", ".") for setting in list_settings(RunConfig)}
 
     def paths(value: object, prefix: str = "") -> set[str]:
-        if not isinstance(value, dict) or prefix.endswith(".source_weights"):
+        if not isinstance(value, dict) or prefix.endswith((".source_weights", ".max_reason_share")):
             return {prefix}
         return {path for key, inner in value.items() for path in paths(inner, f"{prefix}.{key}" if prefix else key)}
 
