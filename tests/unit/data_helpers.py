@@ -8,7 +8,7 @@ import shutil
 import ssl
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image
 
 from data_prep.download_config import DownloadConfig
-from data_prep.fan_out import TaskConfig
+from data_prep.fan_out import Done, Failed, TaskConfig
 from data_prep.fetch_policy import FetchPolicy
 from data_prep.url_list import UrlListConfig
 from data_prep.url_plan import Partition, plan_url_list
@@ -51,6 +51,17 @@ def run_here(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]],
     """What fan_out does, without Ray; last one first, because nothing may depend on the order."""
     for each in reversed(arguments):
         yield function(*each)
+
+
+def run_each_here(
+    function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], _config: TaskConfig
+) -> Generator[Done[Any] | Failed, None, None]:
+    """What fan_out_each does, without Ray and second tries."""
+    for place, each in reversed(list(enumerate(arguments))):
+        try:
+            yield Done(place, function(*each))
+        except Exception as error:
+            yield Failed(place, 1, error)
 
 
 class WebServer:

@@ -1,5 +1,7 @@
 """The URL list is checked as a whole before anything is fetched."""
 
+import gzip
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import data_prep.url_plan
 from data_prep.url_list import UrlListConfig, derive_uid
 from data_prep.url_plan import Plan, plan_url_list, read_partition
+from infra import storage
 from infra.errors import BadInputError
 from tests.unit.data_helpers import write_parquet
 
@@ -117,3 +121,130 @@ def test_a_folder_is_read_in_order_of_name(tmp_path: Path) -> None:
     write_parquet(tmp_path / "list" / "1.parquet", [ROW])
     rows = planned(tmp_path / "list", tmp_path / "raw")
     assert [(row["uid"], row["row"]) for row in rows] == [("a", 0), ("b", 1)]
+
+
+# ---- formats and layouts ---------------------------------------------------------------------------------------------
+
+CSV = 'uid,url,caption\na,https://example.org/a.jpg,"a cat, asleep"\nb,https://example.org/b.jpg,\n'
+TSV = "uid\turl\tcaption\na\thttps://example.org/a.jpg\ta cat, asleep\nb\thttps://example.org/b.jpg\t\n"
+JSON = (
+    '{"uid": "a", "url": "https://example.org/a.jpg", "caption": "a cat, asleep", "more": [1, {"x": 2}]}\n'
+    '{"uid": "b", "url": "https://example.org/b.jpg", "caption": null}\n'
+)
+EXPECTED = [("a", "https://example.org/a.jpg", "a cat, asleep"), ("b", "https://example.org/b.jpg", "")]
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize(
+    ("name", "text"), [("l.csv", CSV), ("l.tsv", TSV), ("l.jsonl", JSON), ("l.ndjson", JSON), ("l.json", JSON)]
+)
+def test_texts_are_lists_too_as_they_are_and_zipped(tmp_path: Path, name: str, text: str, zipped: bool) -> None:
+    path = tmp_path / (name + ".gz" if zipped else name)
+    path.write_bytes(gzip.compress(text.encode()) if zipped else text.encode())
+    assert [(row["uid"], row["url"], row["caption"]) for row in planned(path, tmp_path / "raw")] == EXPECTED
+
+
+def test_a_list_is_read_from_any_store(tmp_path: Path) -> None:
+    storage.write_atomic(f"memory://{tmp_path.name}/list/1.csv", CSV)
+    storage.write_atomic(f"memory://{tmp_path.name}/list/2.jsonl", JSON.replace('"uid": "', '"uid": "2'))
+    rows = planned(f"memory://{tmp_path.name}/list", tmp_path / "raw")
+    assert [row["uid"] for row in rows] == ["a", "b", "2a", "2b"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "name", "text"),
+    [
+        ("cc12m", "cc12m.tsv", 'https://example.org/a.jpg\t"a cat\nhttps://example.org/b.jpg\ta dog\n'),
+        ("cc3m", "cc3m.tsv", '"a cat\thttps://example.org/a.jpg\na dog\thttps://example.org/b.jpg\n'),
+        (
+            "laion",
+            "laion.csv",
+            'SAMPLE_ID,URL,TEXT\n1,https://example.org/a.jpg,"""a cat"\n2,https://example.org/b.jpg,a dog\n',
+        ),
+        (
+            "datacomp",
+            "datacomp.csv",
+            'uid,url,text,sha256\n1,https://example.org/a.jpg,"""a cat",\n2,https://example.org/b.jpg,a dog,\n',
+        ),
+    ],
+)
+def test_the_layouts_of_well_known_lists_have_a_name(tmp_path: Path, preset: str, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    rows = planned(tmp_path / name, tmp_path / "raw", preset=preset)
+    assert [row["url"] for row in rows] == ["https://example.org/a.jpg", "https://example.org/b.jpg"]
+    assert [row["caption"] for row in rows] == ['"a cat', "a dog"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("l.csv", "", "is not a readable csv file"),
+        ("l.csv", "url,caption\nhttps://a.org/1\n", "is not a readable csv file: CSV parse error"),
+        ("l.jsonl", '{"url": ', "is not a readable json file"),
+        ("l.jsonl", '{"url": "https://a.org/1", "caption": "x"}\n{"url": 7}\n', "is not a readable json file"),
+        ("l.csv.gz", "url,caption\n", "is not a readable gzipped csv file"),
+    ],
+)
+def test_a_text_that_is_no_list_is_refused_by_name(tmp_path: Path, name: str, text: str, says: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(BadInputError, match=says):
+        planned(tmp_path / name, tmp_path / "raw")
+
+
+# ---- the plan --------------------------------------------------------------------------------------------------------
+
+
+def test_rows_that_repeat_another_are_told_apart_and_the_first_stays(tmp_path: Path) -> None:
+    pairs = [("https://example.org/a.jpg", text) for text in ("x", "y", "x", "z", "x", "y")]
+    rows = planned(
+        write_parquet(tmp_path / "urls.parquet", [{"url": url, "caption": text} for url, text in pairs]),
+        tmp_path / "raw",
+        size=2,
+    )
+    assert [row["first"] for row in rows] == [None, None, 0, None, 0, 1]
+    assert len({row["uid"] for row in rows}) == 6
+    assert rows[4]["uid"] == derive_uid(*pairs[0]) + "-row4"
+
+
+def test_many_rows_are_checked_and_cut_as_few_are(tmp_path: Path) -> None:
+    """More than a batch, more than a bucket; with repetitions far from each other."""
+    rows = [{"url": f"https://example.org/{i % 69_990}.jpg", "caption": "x"} for i in range(70_000)]
+    uri = write_parquet(tmp_path / "urls.parquet", rows)
+    found = plan(uri, tmp_path / "raw", size=20_000)
+    assert [partition.num_rows for partition in found.partitions("x")] == [20_000, 20_000, 20_000, 10_000]
+    assert found.repeated == {"00003": 10}
+    last = read_partition(list(found.partitions(str(tmp_path / "raw")))[3]).to_pylist()
+    assert [row["first"] for row in last[-11:]] == [None, *range(10)]
+    pq.write_table(
+        pa.table(
+            {"uid": [str(i % 69_990) for i in range(70_000)]}
+            | {"url": ["https://a.org"] * 70_000, "caption": ["x"] * 70_000}
+        ),
+        uri,
+    )
+    with pytest.raises(BadInputError, match=r"10 uid\(s\) are there twice: '0' in rows 0, 69990; '1' in rows 1, 69991"):
+        plan(uri, tmp_path / "other", size=20_000)
+
+
+def test_a_plan_is_made_once_and_the_same_list_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = write_parquet(tmp_path / "urls.parquet", [ROW | {"uid": str(i)} for i in range(10)])
+    first = plan(uri, tmp_path / "raw", size=3)
+    assert plan(uri, tmp_path / "other", size=3).rows_hashes == first.rows_hashes
+    os.utime(uri, (1, 1))  # touched: read again, and found to be what it was
+    again = plan(uri, tmp_path / "raw", size=3)
+    assert (again.rows_hashes, again.inputs == first.inputs) == (first.rows_hashes, False)
+    monkeypatch.setattr(data_prep.url_plan, "read_rows", None)
+    assert plan(uri, tmp_path / "raw", size=3) == again
+
+
+def test_a_folder_keeps_to_its_list(tmp_path: Path) -> None:
+    uri = write_parquet(tmp_path / "urls.parquet", [ROW | {"uid": str(i)} for i in range(10)])
+    before = planned(uri, tmp_path / "raw", size=3)
+    for rows in (9, 11):
+        write_parquet(Path(uri), [ROW | {"uid": str(i)} for i in range(rows)])
+        with pytest.raises(BadInputError, match="another URL list"):
+            plan(uri, tmp_path / "raw", size=3)
+    write_parquet(Path(uri), [ROW | {"uid": str(i)} for i in range(10)])
+    with pytest.raises(BadInputError, match="another partition size"):
+        plan(uri, tmp_path / "raw", size=4)
+    assert planned(uri, tmp_path / "raw", size=3) == before

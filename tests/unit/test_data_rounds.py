@@ -1,0 +1,199 @@
+"""A whole download without Ray: rounds over what may have passed, hashes, floors, and partitions that fail for good."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+import data_prep.download
+import data_prep.download_checks
+from data_prep.download import PartitionsFailedError, download
+from data_prep.download_checks import TooFewDownloadedError
+from data_prep.download_config import DownloadConfig
+from data_prep.raw import DownloadReport, iter_outcomes, read_download_report, read_raw_shard
+from data_prep.url_list import UrlListConfig
+from infra.errors import BadInputError
+from tests.unit.data_helpers import (
+    WebServer,
+    body,
+    no_progress,
+    picture,
+    run_each_here,
+    sha256,
+    status,
+    url_rows,
+    web_server,
+    write_parquet,
+)
+
+
+@pytest.fixture(autouse=True)
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_prep.download, "fan_out_each", run_each_here)
+
+
+def run(tmp_path: Path, rows: list[dict[str, Any]], web: WebServer, **config: Any) -> DownloadReport:
+    defaults = {"samples_per_partition": 3, "samples_per_shard": 2, "retries": 0, "round_wait_s": 0, "min_success_rate": 0.1}
+    uri = write_parquet(tmp_path / "urls.parquet", rows)
+    settings = DownloadConfig.model_validate(defaults | {"policy": web.allowed()} | config)
+    return download(
+        settings, url_list_uri=uri, url_columns=UrlListConfig(), output_uri=str(tmp_path / "raw"), progress=no_progress
+    )
+
+
+def outcomes(tmp_path: Path) -> list[dict[str, Any]]:
+    return [row for table in iter_outcomes(str(tmp_path / "raw")) for row in table.to_pylist()]
+
+
+def names(tmp_path: Path, report: DownloadReport) -> list[str]:
+    return [sample.record["uid"] for shard in report.shards for sample in read_raw_shard(str(tmp_path / "raw"), shard)]
+
+
+PICTURES = {name: picture(seed) for seed, name in enumerate("abcdefg")}
+
+
+def test_a_later_round_fetches_only_what_may_have_passed_and_merges_it(tmp_path: Path) -> None:
+    answers = {f"/{name}.webp": body(data) for name, data in PICTURES.items()}
+    with web_server(answers | {"/b.webp": status(503), "/e.webp": status(429), "/g.webp": status(500)}) as web:
+        rows = url_rows(web.url, [*"abcdefg", "gone"])
+        first = run(tmp_path, rows, web)
+        assert (first.downloaded, first.failed) == (4, {"http_404": 1, "http_429": 1, "http_500": 1, "http_503": 1})
+        web.answers |= {"/b.webp": body(PICTURES["b"]), "/e.webp": status(404)}
+        before = Counter(web.requests)
+        second = run(tmp_path, rows, web, rounds=2)
+        assert web.requests - before == Counter({"/b.webp": 1, "/e.webp": 1, "/g.webp": 1})
+        assert (second.downloaded, second.failed, second.rounds) == (5, {"http_404": 2, "http_500": 1}, 2)
+        found = outcomes(tmp_path)
+        assert [row["row"] for row in found] == list(range(8))
+        assert {row["uid"]: (row["round"], row["attempts"]) for row in found if row["round"] == 2} == dict.fromkeys(
+            "beg", (2, 2)
+        )
+        assert [row["reason"] for row in found] == [None, None, None, None, "http_404", None, "http_500", "http_404"]
+        assert sorted(names(tmp_path, second)) == ["a", "b", "c", "d", "f"]
+        assert len({shard.path.rpartition("/")[2] for shard in second.shards}) == len(second.shards)
+        before = Counter(web.requests)
+        third = run(tmp_path, rows, web, rounds=3)  # of the second round only one failure may have passed
+        assert (web.requests - before, third.rounds) == (Counter({"/g.webp": 1}), 3)
+        again = run(tmp_path, rows, web, rounds=3)
+        assert (again.shards, again.failed) == (third.shards, third.failed)
+        with pytest.raises(BadInputError, match="has been through 3 rounds"):
+            run(tmp_path, rows, web, rounds=2)
+
+
+def test_rounds_at_once_give_what_rounds_one_after_the_other_give(tmp_path: Path) -> None:
+    answers = {f"/{name}.webp": body(data) for name, data in PICTURES.items()} | {"/b.webp": status(503)}
+    with web_server(answers) as web:
+        rows = url_rows(web.url, [*"abcdefg"])
+        for folder, all_rounds in (("at-once", (2,)), ("one-by-one", (1, 2))):
+            for rounds in all_rounds:
+                run(tmp_path / folder, rows, web, rounds=rounds)
+        tars = [
+            {path.relative_to(tmp_path / folder): sha256(path.read_bytes()) for path in (tmp_path / folder).rglob("*.tar")}
+            for folder in ("at-once", "one-by-one")
+        ]
+    assert tars[0] == tars[1]
+
+
+def test_a_round_that_was_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with web_server({"/a.webp": body(PICTURES["a"]), "/b.webp": status(503), "/e.webp": status(503)}) as web:
+        rows = url_rows(web.url, [*"abcdef"])
+        run(tmp_path, rows, web)
+        with monkeypatch.context() as patch:
+            patch.setattr(data_prep.download, "fan_out_each", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                run(tmp_path, rows, web, rounds=2)
+        assert not (tmp_path / "raw/download.json").exists()
+        assert run(tmp_path, rows, web, rounds=2).failed == {"http_404": 3, "http_503": 2}
+        assert (web.requests["/b.webp"], web.requests["/c.webp"]) == (2, 1)
+
+
+def test_a_partition_done_again_makes_its_later_rounds_undone(tmp_path: Path) -> None:
+    with web_server({"/a.webp": body(PICTURES["a"]), "/b.webp": status(503)}) as web:
+        rows = url_rows(web.url, [*"ab"])
+        run(tmp_path, rows, web, rounds=2)
+        (tmp_path / "raw/partitions/00000.json").unlink()
+        web.answers["/b.webp"] = body(PICTURES["b"])
+        report = run(tmp_path, rows, web, rounds=2)
+    assert (report.downloaded, [row["round"] for row in outcomes(tmp_path)]) == (2, [1, 1])
+
+
+def test_other_bytes_than_the_list_gives_the_hash_of_are_put_on_record(tmp_path: Path) -> None:
+    answers = {f"/{name}.webp": body(data) for name, data in PICTURES.items()}
+    with web_server(answers | {"/b.webp": body(PICTURES["g"])}) as web:
+        rows = [row | {"sha256": sha256(PICTURES[row["uid"]])} for row in url_rows(web.url, [*"abcd"])]
+        rows.append(rows[1] | {"uid": "same", "sha256": sha256(PICTURES["g"])})  # the same URL, and right
+        report = run(tmp_path, rows, web)
+    assert (report.failed, report.quarantined) == ({"sha256_mismatch": 1}, 1)
+    (row,) = pq.read_table(tmp_path / "raw/quarantine/00000.parquet").to_pylist()
+    assert (row["uid"], row["expected_sha256"], row["received_sha256"]) == ("b", sha256(PICTURES["b"]), sha256(PICTURES["g"]))
+    assert (row["received_bytes"], row["final_url"]) == (len(PICTURES["g"]), f"{web.url}/b.webp")
+    assert sorted(names(tmp_path, report)) == ["a", "c", "d", "same"]
+    assert {row["uid"]: row["received_sha256"] for row in outcomes(tmp_path)}["a"] == sha256(PICTURES["a"])
+    assert [path.name for path in (tmp_path / "raw/quarantine").iterdir()] == ["00000.parquet"]
+
+
+def test_repetitions_and_bad_urls_are_counted_and_nothing_is_asked_for_them(tmp_path: Path) -> None:
+    with web_server({"/a.webp": body(PICTURES["a"])}) as web:
+        url = f"{web.url}/a.webp"
+        rows = [{"url": url, "caption": "x"}] * 4 + [{"url": "ftp://a.org/a.jpg", "caption": "x"}]
+        report = run(tmp_path, rows, web, min_success_rate=0.5)
+        assert (report.downloaded, report.failed, web.requests.total()) == (1, {"bad_url": 1, "repeated": 3}, 1)
+    found = outcomes(tmp_path)
+    assert [row["detail"] for row in found[1:4]] == ["row 0 has the same URL and caption"] * 3
+    assert len({row["uid"] for row in found}) == 5
+
+
+def test_too_many_failures_that_point_at_our_own_side_fail_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_prep.download_checks, "ALARM_FROM_ROWS", 2)
+    with web_server({f"/{name}.webp": body(data) for name, data in PICTURES.items()}) as web:
+        rows = url_rows(web.url, [*"abcdefg"]) + url_rows("http://127.0.0.2:9", ["x", "y", "z"])
+        says = r"3 of 10 pictures failed with forbidden_address: 30.0%, and at most 20.0% may .*Look at the resolver"
+        with pytest.raises(TooFewDownloadedError, match=says) as caught:
+            run(tmp_path, rows, web, max_reason_share={"forbidden_address": 0.2})
+        assert caught.value.setting == "max_reason_share.forbidden_address"
+        assert not (tmp_path / "raw/download.json").exists()
+        assert run(tmp_path, rows, web, max_reason_share={"forbidden_address": 0.3}).downloaded == 7
+        assert web.requests["/a.webp"] == 1  # only where it went wrong is done again
+
+
+def test_a_partition_that_fails_for_good_is_named_and_the_others_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = data_prep.download.download_partition
+
+    def fail_one(partition: Any, *arguments: Any, **more: Any) -> Any:
+        if partition.number == 1:
+            raise OSError("the disk is full")
+        return real(partition, *arguments, **more)
+
+    with web_server({f"/{name}.webp": body(data) for name, data in PICTURES.items()}) as web:
+        rows = url_rows(web.url, [*"abcdefg"])
+        with monkeypatch.context() as patch:
+            patch.setattr(data_prep.download, "download_partition", fail_one)
+            says = r"1 of 3 partitions failed, the others are done: partition 00001, 1 times: OSError: the disk is full"
+            with pytest.raises(PartitionsFailedError, match=says):
+                run(tmp_path, rows, web)
+        assert "the disk is full" in (tmp_path / "raw/status.json").read_text()
+        report = run(tmp_path, rows, web)
+        assert (report.downloaded, report.skipped_partitions, set(web.requests.values())) == (7, 2, {1})
+    assert read_download_report(str(tmp_path / "raw")) == report
+
+
+def test_the_same_pictures_make_the_same_bytes_whatever_comes_first(tmp_path: Path) -> None:
+    answers = {f"/{name}.webp": body(data) for name, data in PICTURES.items()}
+    hashes = []
+    with web_server(answers) as web:
+        for folder, threads in (("one", 1), ("many", 8)):
+            report = run(
+                tmp_path / folder,
+                url_rows(web.url, [*"abcdefg"]),
+                web,
+                samples_per_partition=7,
+                samples_per_shard=7,
+                threads=threads,
+            )
+            hashes.append([shard.sha256 for shard in report.shards])
+            assert names(tmp_path / folder, report) == [*"abcdefg"]
+    assert hashes[0] == hashes[1]
