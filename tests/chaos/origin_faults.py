@@ -24,9 +24,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from data_prep.download_config import DownloadConfig
 from data_prep.fetch_policy import FetchPolicy
 from data_prep.opener import HardenedOpener
-from data_prep.partition import DownloadConfig, download_partition
+from data_prep.partition import download_partition
 from data_prep.raw import iter_outcomes
 from tests.chaos._faulty_origin import DOMAIN, HOST, Kind, Ports, faulty_origin, host_of, kinds
 from tests.result import chaos_arguments, chaos_result, environment, measure

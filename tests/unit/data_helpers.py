@@ -170,12 +170,12 @@ def url_rows(base_url: str, names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def one_partition(tmp_path: Path, rows: list[dict[str, Any]], config: DownloadConfig) -> Partition:
-    """The first partition of a list of these rows."""
+    """A list of these rows as one partition."""
     shutil.rmtree(tmp_path / "plan", ignore_errors=True)
     plan = plan_url_list(
         write_parquet(tmp_path / "urls.parquet", rows),
         UrlListConfig(),
-        samples_per_partition=config.samples_per_partition,
+        samples_per_partition=len(rows),
         samples_per_shard=config.samples_per_shard,
         output_uri=str(tmp_path),
     )

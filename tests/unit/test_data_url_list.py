@@ -217,8 +217,7 @@ def test_many_rows_are_checked_and_cut_as_few_are(tmp_path: Path) -> None:
     assert [row["first"] for row in last[-11:]] == [None, *range(10)]
     pq.write_table(
         pa.table(
-            {"uid": [str(i % 69_990) for i in range(70_000)]}
-            | {"url": ["https://a.org"] * 70_000, "caption": ["x"] * 70_000}
+            {"uid": [str(i % 69_990) for i in range(70_000)]} | {"url": ["https://a.org"] * 70_000, "caption": ["x"] * 70_000}
         ),
         uri,
     )
