@@ -81,8 +81,8 @@ def _curate_settings(dataset: DatasetConfig) -> dict[str, Any]:
 def _has_more_rounds(record: StepRecord, config: DownloadConfig) -> bool:
     """Whether a finished download has rounds to go, or brought less than what is asked for by now."""
     facts = record.facts
-    repeated = facts["failed"].get(REPEATED, 0)
-    too_few = facts["downloaded"] < config.min_success_rate * (facts["requested"] - repeated)
+    once = facts.get("requested", 0) - facts.get("failed", {}).get(REPEATED, 0)
+    too_few = facts.get("downloaded", 0) < config.min_success_rate * once
     return too_few or config.rounds > facts.get("rounds", 1)
 
 
