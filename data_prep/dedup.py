@@ -1,12 +1,6 @@
-"""Duplicates: the same bytes, or pictures that look the same to a perceptual hash.  The first of several is kept.
+"""Duplicates: the same bytes, or pictures that look the same to a perceptual hash.  The first of several is kept."""
 
-Perceptual hashes within a distance are found by bands: two 64-bit hashes that differ in at most d bits agree on at least one of
-d + 1 bands, so only pictures that share a band are compared.
-"""
-
-from collections import defaultdict
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 from PIL import Image
@@ -15,9 +9,10 @@ from pydantic import Field
 from infra import images
 from infra.config import StrictModel
 
-HASH_BITS = 64
+DIGEST_BYTES = 32
 _WHITE = (255, 255, 255)
 _FLAT_RANGE = 8  # grey levels; below it a hash says nothing about what is shown
+_ROWS_AT_ONCE = 256  # the mean over channels is eight times as large as the picture
 
 
 class DedupConfig(StrictModel):
@@ -38,55 +33,50 @@ def perceptual_hash(pixels: np.ndarray) -> int | None:
     import imagehash  # here, as configurations are read where nothing is hashed
 
     flat = images.flatten(pixels, background=_WHITE)
-    if np.ptp(flat.mean(axis=2)) < _FLAT_RANGE:
+    if _grey_range(flat) < _FLAT_RANGE:
         if pixels.shape[2] == 3 or np.ptp(pixels[:, :, 3]) < _FLAT_RANGE:
             return None
         flat = np.repeat(pixels[:, :, 3:], 3, axis=2)
     return int(str(imagehash.phash(Image.fromarray(np.ascontiguousarray(flat)))), 16)
 
 
-def exact_duplicates(hashes: Sequence[str]) -> list[int | None]:
-    """For each entry the place of the first one equal to it, or None for the first itself."""
-    first: dict[str, int] = {}
-    places = [first.setdefault(value, place) for place, value in enumerate(hashes)]
-    return [None if first_place == place else first_place for place, first_place in enumerate(places)]
+def _grey_range(pixels: np.ndarray) -> float:
+    """Of the mean over the channels."""
+    low, high = 255.0, 0.0
+    for row in range(0, len(pixels), _ROWS_AT_ONCE):
+        grey = pixels[row : row + _ROWS_AT_ONCE].mean(axis=2)
+        low, high = min(low, float(grey.min())), max(high, float(grey.max()))
+    return high - low
 
 
-def near_duplicates(
-    hashes: Sequence[int | None], *, max_distance: int, concepts: Sequence[str | None] | None = None
-) -> list[int | None]:
-    """For each entry the place of the first kept one within `max_distance` bits, or None when it is kept itself.
+def digests_of(hex_digests: Sequence[str | None]) -> np.ndarray:
+    """(N, 32) uint8 of hex SHA-256; zeros for None."""
+    data = bytes.fromhex("".join(value or "00" * DIGEST_BYTES for value in hex_digests))
+    return np.frombuffer(data, np.uint8).reshape(-1, DIGEST_BYTES)
 
-    An entry is compared with kept ones only, so a chain of small steps does not swallow different pictures.
 
-    Args:
-        hashes: perceptual hashes; None is never a duplicate.
-        concepts: where given, entries of two different known concepts are no duplicates.
-    """
-    buckets: list[dict[int, list[int]]] = [defaultdict(list) for _ in range(max_distance + 1)]
-    found: list[int | None] = []
-    for place, value in enumerate(hashes):
-        match = None
-        if value is not None:
-            bands = _bands(value, max_distance + 1)
-            near = {other for bucket, band in zip(buckets, bands, strict=True) for other in bucket.get(band, ())}
-            match = min((o for o in near if _alike(hashes, concepts, place, o, max_distance)), default=None)
-            if match is None:
-                for bucket, band in zip(buckets, bands, strict=True):
-                    bucket[band].append(place)
-        found.append(match)
+def first_of_equal(digests: np.ndarray) -> np.ndarray:
+    """(N,) int64: for each of (N, 32) uint8 the place of the first one equal to it, -1 for the first itself."""
+    order, starts = _runs(digests)
+    first = np.repeat(order[starts], np.diff(np.r_[starts, len(order)]))
+    found = np.full(len(order), -1, np.int64)
+    found[order] = np.where(first == order, -1, first)
     return found
 
 
-def _alike(
-    hashes: Sequence[int | None], concepts: Sequence[str | None] | None, place: int, other: int, max_distance: int
-) -> bool:
-    one, two = hashes[place], hashes[other]
-    if one is None or two is None or (one ^ two).bit_count() > max_distance:
-        return False
-    return concepts is None or None in (concepts[place], concepts[other]) or concepts[place] == concepts[other]
+def first_places(digests: np.ndarray, *, among: np.ndarray) -> np.ndarray:
+    """(N,) int64: for each of (N, 32) uint8 the place of the first one equal to it in (M, 32), -1 where there is none."""
+    first = first_of_equal(np.concatenate([among, digests]))
+    found = first[len(among) :]
+    return np.where((found >= 0) & (found < len(among)), found, -1)
 
 
-def _bands(value: int, count: int) -> list[int]:
-    edges = [HASH_BITS * band // count for band in range(count + 1)]
-    return [(value >> low) & ((1 << (high - low)) - 1) for low, high in pairwise(edges)]
+def _runs(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """An order in which equal digests follow each other, earlier ones first, and where each run starts."""
+    words = np.ascontiguousarray(digests).view(">u8").astype(np.uint64)  # (N, 4)
+    order = np.argsort(words[:, 0], kind="stable")
+    equal = (words[order][1:] == words[order][:-1]).all(axis=1)
+    if ((words[order][1:, 0] == words[order][:-1, 0]) & ~equal).any():  # two that share 64 bits were made on purpose
+        order = np.lexsort(words.T)
+        equal = (words[order][1:] == words[order][:-1]).all(axis=1)
+    return order, np.flatnonzero(np.r_[True, ~equal][: len(order)])

@@ -1,12 +1,14 @@
-"""Rules on single samples: size, shape and caption."""
+"""Rules on single samples: size, shape, caption and language, over columns of all samples at once."""
 
+from collections.abc import Iterator
 from typing import Literal
 
+import numpy as np
 from pydantic import Field, PositiveInt
 
+from data_prep.pool import Pool
+from data_prep.rule_result import RuleResult
 from infra.config import StrictModel
-
-FilterReason = Literal["too_small", "too_big", "too_elongated", "caption_too_short", "caption_too_long"]
 
 
 class FilterConfig(StrictModel):
@@ -24,24 +26,68 @@ class FilterConfig(StrictModel):
     max_caption_words: PositiveInt | None = None
 
 
-def filter_reason(config: FilterConfig, *, width: int, height: int, caption: str) -> FilterReason | None:
-    """Why a sample is dropped, or None; the first rule it breaks names it."""
-    shorter, longer = min(width, height), max(width, height)
-    text = caption.strip()
-    characters, words = len(text), len(text.split())
-    broken: list[tuple[FilterReason, bool]] = [
-        ("too_small", config.min_side is not None and shorter < config.min_side),
-        ("too_big", config.max_side is not None and longer > config.max_side),
-        ("too_elongated", config.max_aspect is not None and longer > config.max_aspect * shorter),
-        ("caption_too_short", _below(characters, config.min_caption_characters) or _below(words, config.min_caption_words)),
-        ("caption_too_long", _above(characters, config.max_caption_characters) or _above(words, config.max_caption_words)),
-    ]
-    return next((reason for reason, is_broken in broken if is_broken), None)
+class LanguageConfig(StrictModel):
+    """Captions of one language only."""
+
+    code: str = Field(default="en", pattern=r"^[a-z]{2,3}$")
+    """ISO 639; one of fastText's 176."""
+    min_probability: float = Field(default=0.0, ge=0, le=1)
+    """Besides being the most probable one."""
 
 
-def _below(value: int, bound: int | None) -> bool:
-    return bound is not None and value < bound
+Preset = Literal["datacomp_basic"]
+PRESETS: dict[Preset, dict[str, dict[str, object]]] = {
+    # `load_uids_with_basic_filter_helper` of mlfoundations/datacomp, baselines/apply_filter.py: English to fastText, more than
+    # two words, more than five characters, shorter side at least 200, aspect at most 3
+    "datacomp_basic": {
+        "filters": {
+            "min_side": 200,
+            "max_aspect": 3.0,
+            "min_caption_characters": 6,
+            "max_caption_characters": None,
+            "min_caption_words": 3,
+        },
+        "language": {"code": "en"},
+    }
+}
 
 
-def _above(value: int, bound: int | None) -> bool:
-    return bound is not None and value > bound
+def filter_results(pool: Pool, config: FilterConfig, language: LanguageConfig | None) -> Iterator[RuleResult]:
+    """A result for each of the rules; a picture that cannot be read has no size to judge."""
+    shorter, longer = np.minimum(pool.width, pool.height), np.maximum(pool.width, pool.height)
+    measured = shorter > 0
+    yield RuleResult.of(
+        "size",
+        [("too_small", measured & _below(shorter, config.min_side)), ("too_big", measured & _above(longer, config.max_side))],
+        score=np.where(measured, shorter, np.nan),
+    )
+    bound = np.inf if config.max_aspect is None else config.max_aspect
+    yield RuleResult.of(
+        "aspect",
+        [("too_elongated", measured & (longer > bound * np.maximum(shorter, 1)))],
+        score=longer / np.where(measured, shorter, np.nan),
+    )
+    characters, words = pool.caption_characters, pool.caption_words
+    yield RuleResult.of(
+        "caption",
+        [
+            (
+                "caption_too_short",
+                _below(characters, config.min_caption_characters) | _below(words, config.min_caption_words),
+            ),
+            ("caption_too_long", _above(characters, config.max_caption_characters) | _above(words, config.max_caption_words)),
+        ],
+        score=characters,
+    )
+    if language is not None:
+        wanted = pool.language.names.index(language.code) if language.code in pool.language.names else len(pool.language.names)
+        spoken = (pool.language.codes == wanted) & (pool.language_score >= np.float32(language.min_probability))
+        yield RuleResult.of("language", [("language", ~spoken)], score=pool.language_score)
+
+
+def _below(values: np.ndarray, bound: int | None) -> np.ndarray:
+    return np.zeros(len(values), bool) if bound is None else values < bound
+
+
+def _above(values: np.ndarray, bound: int | None) -> np.ndarray:
+    return np.zeros(len(values), bool) if bound is None else values > bound

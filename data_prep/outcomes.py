@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.opener import RequestRecord
-from data_prep.raw import RawShard, scan_tar
+from data_prep.raw import RawShard
+from data_prep.raw_tar import scan_tar
 from infra import images, storage
 
 _REASON = re.compile(r"\[(\w+)\] ")

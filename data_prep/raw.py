@@ -11,16 +11,16 @@
 Reports lie outside img2dataset's folders, because it takes every JSON file there for the statistics of a shard.
 """
 
-import json
-import tarfile
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from data_prep.raw_tar import RawSample as RawSample  # what a reader of raw shards gets
+from data_prep.raw_tar import scan_tar
 from infra import storage
 from infra.config import StrictModel
 from infra.errors import BadInputError, CorruptArtefactError
@@ -31,8 +31,6 @@ PARTITIONS_FOLDER = "partitions"
 QUARANTINE_FOLDER = "quarantine"
 ROUNDS_FOLDER = "rounds"
 SCHEMA_VERSION = 1
-IMAGE_SUFFIXES = ("jpg", "png", "webp")
-"""Of the picture in a raw tar.  img2dataset names one suffix for all, so it says nothing about the format."""
 
 OUTCOME_SCHEMA = pa.schema(
     [
@@ -93,15 +91,6 @@ class DownloadReport(StrictModel):
     @property
     def success_rate(self) -> float:
         return self.downloaded / self.requested if self.requested else 0.0
-
-
-class RawSample(NamedTuple):
-    key: str
-    image: bytes
-    image_offset: int
-    """Byte of the picture in the tar."""
-    record: dict[str, Any]
-    """The sample's JSON: uid, row, caption, captions, concept, group, source, licence, ..."""
 
 
 def read_download_report(raw_uri: str) -> DownloadReport:
@@ -169,40 +158,3 @@ def read_raw_shard(raw_uri: str, shard: RawShard) -> Iterator[RawSample]:
         yield sample
     if count != shard.samples:
         raise CorruptArtefactError(f"{uri} holds {count:,} samples, its report says {shard.samples:,}")
-
-
-def scan_tar(uri: str) -> Iterator[RawSample]:
-    """Read a raw tar front to back, one sample at a time.
-
-    Raises:
-        CorruptArtefactError: not a tar, it ends early, or a sample lacks its picture or its JSON.
-    """
-    key: str | None = None
-    image: tuple[bytes, int] | None = None
-    record: dict[str, Any] | None = None
-
-    def whole() -> RawSample:
-        if key is None or image is None or record is None:
-            raise CorruptArtefactError(f"{uri}: sample {key!r} lacks its picture or its JSON")
-        return RawSample(key, image[0], image[1], record)
-
-    try:
-        with storage.open_read(uri) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                stem, _, suffix = member.name.rpartition(".")
-                if key is not None and stem != key:
-                    yield whole()
-                    image, record = None, None
-                key = stem
-                content = tar.extractfile(member)
-                data = content.read() if content else b""
-                if len(data) != member.size:
-                    raise CorruptArtefactError(f"{uri} ends within {member.name}")
-                if suffix in IMAGE_SUFFIXES:
-                    image = (data, member.offset_data)
-                elif suffix == "json":
-                    record = json.loads(data)
-    except (tarfile.TarError, EOFError, ValueError) as error:
-        raise CorruptArtefactError(f"{uri} is not a whole tar of samples: {error}") from error
-    if key is not None:
-        yield whole()

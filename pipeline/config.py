@@ -20,6 +20,7 @@ from training.config import TrainConfig
 from training.evaluation.zero_shot import EvaluationConfig
 
 DatasetName = Literal["train", "evaluation"]
+_LEAK = ("train", "evaluation")
 
 
 class UrlListSource(StrictModel):
@@ -96,6 +97,13 @@ class RunConfig(StrictModel):
     def _both_datasets(self) -> Self:
         if missing := {"train", "evaluation"} - self.datasets.keys():
             raise ValueError(f"datasets lacks {', '.join(sorted(missing))}")
+        return self
+
+    @model_validator(mode="after")
+    def _only_train_leaves_out_the_other(self) -> Self:
+        for name, dataset in self.datasets.items():
+            if wrong := [other for other in dataset.curate.exclude_near if other in self.datasets and (name, other) != _LEAK]:
+                raise ValueError(f"datasets.{name}.curate.exclude_near names {wrong[0]}; only train can leave out evaluation")
         return self
 
     @model_validator(mode="after")

@@ -2,15 +2,16 @@
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from data_prep.accounting import describe
-from data_prep.curate import KEEP_LIST_NAME, curate
+from data_prep.curate import KEEP_LIST_NAME, CurateConfig, curate
 from data_prep.download import download
 from data_prep.download_checks import TooFewDownloadedError
 from data_prep.download_config import DownloadConfig
 from data_prep.import_pictures import import_pictures
 from data_prep.list_files import list_files
+from data_prep.looks import num_looked_at
 from data_prep.partition_report import num_finished
 from data_prep.raw import DownloadReport
 from data_prep.reshard import reshard
@@ -35,9 +36,12 @@ def data_steps(config: RunConfig, name: DatasetName) -> list[Step]:
             name=f"curate-{name}",
             title=f"Filter and deduplicate the {name} pictures",
             settings=_curate_settings(dataset),
-            reads=(first,),
+            reads=(first, *(f"curate-{other}" for other in _excluded(config, name))),
             work=lambda context: _curate(context, name),
+            clean_start=False,
+            so_far=_shards_so_far,
             on_cluster=True,
+            check_done=check_inputs_unchanged,
         ),
         Step(
             name=f"shard-{name}",
@@ -47,6 +51,17 @@ def data_steps(config: RunConfig, name: DatasetName) -> list[Step]:
             work=lambda context: _shard(context, name),
         ),
     ]
+
+
+def dataset_order(config: RunConfig) -> list[DatasetName]:
+    """Train first, unless its curation reads the evaluation pictures."""
+    names: list[DatasetName] = ["train", "evaluation"]
+    return names[::-1] if _excluded(config, "train") else names
+
+
+def _excluded(config: RunConfig, name: DatasetName) -> list[DatasetName]:
+    """Datasets of this run whose pictures this one must not hold."""
+    return [other for other in config.datasets if other in config.datasets[name].curate.exclude_near]
 
 
 def raw_step_name(config: RunConfig, name: DatasetName) -> str:
@@ -72,7 +87,7 @@ def _download_step(dataset: DatasetConfig, name: DatasetName) -> Step:
 
 def _curate_settings(dataset: DatasetConfig) -> dict[str, Any]:
     """Rounds are part of what comes after a download, not of its own address: more of them go on in the same folder."""
-    settings = dataset.curate.model_dump(mode="json")
+    settings = _curate_identity(dataset.curate)
     if not isinstance(dataset.source, PicturesSource) and dataset.download.rounds > 1:
         settings["rounds"] = dataset.download.rounds
     return settings
@@ -146,6 +161,18 @@ def check_inputs_unchanged(record: StepRecord) -> None:
                 f"{uri} changed after it was read ({before} then, {now} now); "
                 "give the new one a name of its own, or remove what was made of the old one: hyperclip clean"
             )
+
+
+def _curate_identity(config: CurateConfig) -> dict[str, Any]:
+    """The settings, and the content of the files that they name."""
+    files = {uri: _identities(uri, parquet_files) for uri in _files_of(config)}
+    return config.identity() | ({"files": files} if files else {})
+
+
+def _files_of(config: CurateConfig) -> list[str]:
+    """Score files and evaluation pictures; datasets of the run go by their name."""
+    named = [uri for uri in config.exclude_near if uri not in get_args(DatasetName)]
+    return [*(score.uri for score in config.scores), *named]
 
 
 def _download(context: StepContext, name: DatasetName) -> StepResult:
@@ -222,18 +249,28 @@ def _raw_result(report: DownloadReport, done: str, versions: dict[str, str | Non
     )
 
 
+def _shards_so_far(output_uri: str) -> str | None:
+    shards = num_looked_at(output_uri)
+    return f"after {shards:,} shard{'s' if shards > 1 else ''}" if shards else None
+
+
 def _curate(context: StepContext, name: DatasetName) -> StepResult:
+    config = context.config.datasets[name].curate
+    versions = input_versions(_files_of(config))
     report = curate(
-        context.config.datasets[name].curate,
+        config,
         raw_uri=_raw(context.inputs[raw_step_name(context.config, name)]),
         output_uri=context.output_uri,
         progress=lambda done, total: context.progress(done, total, "pictures"),
+        datasets={
+            other: storage.join(context.inputs[f"curate-{other}"], KEEP_LIST_NAME) for other in _excluded(context.config, name)
+        },
     )
     dropped = sum(report.dropped.values())
     return StepResult(
         summary=f"{report.kept:,} of {report.seen:,} kept"
         + (f", {dropped:,} dropped: {describe(report.dropped)}" if dropped else ""),
-        facts={"seen": report.seen, "kept": report.kept, "dropped": report.dropped},
+        facts={"seen": report.seen, "kept": report.kept, "dropped": report.dropped, "input_versions": versions},
         metrics={"seen": report.seen, "kept": report.kept}
         | {f"dropped.{reason}": count for reason, count in report.dropped.items()},
     )

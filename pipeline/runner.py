@@ -15,7 +15,7 @@ from infra.config import StrictModel
 from infra.errors import BadInputError
 from infra.tracking import Tracker
 from pipeline.config import RunConfig
-from pipeline.data_steps import data_steps
+from pipeline.data_steps import data_steps, dataset_order
 from pipeline.model_steps import model_steps
 from pipeline.report import write_report
 from pipeline.shipped_step import shipped_step
@@ -71,7 +71,7 @@ def plan(config: RunConfig) -> list[PlannedStep]:
     Raises:
         BadInputError: an input of the run is not there.
     """
-    steps = [*data_steps(config, "train"), *data_steps(config, "evaluation"), *model_steps(config)]
+    steps = [step for name in dataset_order(config) for step in data_steps(config, name)] + model_steps(config)
     if config.showcase:
         export, serve = showcase_steps(config.showcase)
         beside = [shipped_step(config, config.showcase)] if config.showcase.beside_shipped else []

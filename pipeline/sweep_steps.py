@@ -6,7 +6,7 @@ from dataclasses import replace
 from infra import storage
 from infra.config import StrictModel, content_hash, flattened
 from pipeline.config import DatasetName, RunConfig
-from pipeline.data_steps import data_steps
+from pipeline.data_steps import data_steps, dataset_order
 from pipeline.model_steps import bundle_uri, model_steps, training_identity
 from pipeline.steps import PlannedStep, Step, StepContext, StepResult, plan_steps
 from pipeline.sweep import EvaluationSetConfig, readings_of
@@ -63,7 +63,7 @@ class SweepPlanner:
             BadInputError: an input of the run is not there.
         """
         train = _train_step(config, after, teacher)
-        steps = [*self._data_steps(config, "train"), *self._data_steps(config, "evaluation"), train]
+        steps = [*(step for name in dataset_order(config) for step in self._data_steps(config, name)), train]
         steps += [self._evaluation_step(config, name, found) for name, found in self._sets.items()]
         needed: set[str] = set()
         for step in reversed(steps):
