@@ -1,0 +1,40 @@
+"""Captions from web pages: what is no words goes, words stay."""
+
+import pytest
+
+from data_prep.captions import clean_caption
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("a red cat", "a red cat"),
+        ("  a \n red\tcat ", "a red cat"),
+        ("Tom &amp; Jerry", "Tom & Jerry"),
+        ("&lt;b&gt;bold&lt;/b&gt; &amp;lt;i&amp;gt;move", "bold move"),
+        ('<a href="http://x.example">Click</a><br/>here<!-- not this -->', "Click here"),
+        ("2 < 3 and 5 > 4", "2 < 3 and 5 > 4"),
+        ("see https://x.example/a?b=c, or www.y.example now", "see or now"),
+        ("mail me@host.example today", "mail today"),
+        ("IMG_1234.jpg", ""),
+        ("DSC01234 a boat", "a boat"),
+        ("holiday-2019.JPEG on the beach", "on the beach"),
+        ("PXL_20230101_123456789", ""),
+        ("Boeing 747 and iPhone 12", "Boeing 747 and iPhone 12"),
+        ("cafe\u0301", "café"),
+        ("zero\u200bwidth\u0000", "zerowidth"),
+        ("", ""),
+    ],
+)
+def test_what_is_no_words_goes(text: str, cleaned: str) -> None:
+    assert clean_caption(text) == cleaned
+
+
+def test_a_cleaned_caption_stays_as_it_is() -> None:
+    once = clean_caption("<p>A &quot;cat&quot;</p> www.x.example")
+    assert clean_caption(once) == once
+
+
+def test_long_hostile_captions_are_cleaned_in_time() -> None:
+    for text in ("<" * 50_000, "a@" * 50_000, "&amp;" * 50_000, "www." * 50_000, "(" * 50_000 + ".jpg"):
+        clean_caption(text)
