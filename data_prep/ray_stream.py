@@ -48,7 +48,7 @@ def stream(
     results = inputs.map(
         call,
         num_cpus=config.num_cpus,
-        concurrency=config.max_in_flight,
+        concurrency=min(config.max_in_flight, len(arguments)),
         ray_remote_args_fn=lambda: {"max_retries": config.max_retries},
     )
     try:

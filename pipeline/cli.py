@@ -15,6 +15,7 @@ from pipeline.console import STATES, err, out, took
 from pipeline.evaluate_command import EVALUATE_HELP, evaluate
 from pipeline.model_commands import model_app
 from pipeline.run_command import ConfigPath, Overrides, command_line, run_until
+from pipeline.score_command import score
 from pipeline.serve_command import serve
 from pipeline.sweep_command import sweep_app
 
@@ -169,6 +170,9 @@ def import_(config: ConfigPath, overrides: Overrides = None) -> None:
 def curate(config: ConfigPath, overrides: Overrides = None) -> None:
     """Filter and deduplicate, and download or import first where that is not done."""
     run_until(config, overrides, until="curate")
+
+
+app.command(rich_help_panel=DATA)(score)
 
 
 @app.command(rich_help_panel=DATA)

@@ -200,7 +200,7 @@ def _download(context: StepContext, name: DatasetName) -> StepResult:
                 settings,
                 url_list_uri=list_uri,
                 url_columns=columns,
-                output_uri=_raw(context.output_uri),
+                output_uri=raw_uri(context.output_uri),
                 progress=context.progress,
             )
         except TooFewDownloadedError as error:
@@ -213,18 +213,19 @@ def _import(context: StepContext, source: PicturesSource) -> StepResult:
     report = import_pictures(
         source.uris,
         config=source,
-        output_uri=_raw(context.output_uri),
+        output_uri=raw_uri(context.output_uri),
         progress=lambda done, total: context.progress(done, total, "pictures"),
     )
     return _raw_result(report, "imported", versions)
 
 
 def _partitions_so_far(output_uri: str) -> str | None:
-    partitions = num_finished(_raw(output_uri))
+    partitions = num_finished(raw_uri(output_uri))
     return f"after {partitions:,} finished partition{'s' if partitions > 1 else ''}" if partitions else None
 
 
-def _raw(output_uri: str) -> str:
+def raw_uri(output_uri: str) -> str:
+    """The raw folder in the output of a download or an import."""
     return storage.join(output_uri, "raw")
 
 
@@ -259,7 +260,7 @@ def _curate(context: StepContext, name: DatasetName) -> StepResult:
     versions = input_versions(_files_of(config))
     report = curate(
         config,
-        raw_uri=_raw(context.inputs[raw_step_name(context.config, name)]),
+        raw_uri=raw_uri(context.inputs[raw_step_name(context.config, name)]),
         output_uri=context.output_uri,
         progress=lambda done, total: context.progress(done, total, "pictures"),
         datasets={
@@ -279,7 +280,7 @@ def _curate(context: StepContext, name: DatasetName) -> StepResult:
 def _shard(context: StepContext, name: DatasetName) -> StepResult:
     manifest = reshard(
         context.config.datasets[name].shards,
-        raw_uri=_raw(context.inputs[raw_step_name(context.config, name)]),
+        raw_uri=raw_uri(context.inputs[raw_step_name(context.config, name)]),
         keep_list_uri=storage.join(context.inputs[f"curate-{name}"], KEEP_LIST_NAME),
         output_uri=context.output_uri,
         progress=lambda done, total: context.progress(done, total, "samples"),

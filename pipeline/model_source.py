@@ -17,7 +17,7 @@ from pipeline.config import load_run_config
 from pipeline.console import err
 from serving.model_source import find_bundle
 from training.bundle import Bundle, load_bundle
-from training.shipped import MODEL_PAGE, shipped_model_folder
+from training.shipped import MODEL_PAGE, shipped_model_folder, shipped_model_name
 
 REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)[/@](?P<version>[^/@]+)")
 
@@ -26,7 +26,16 @@ REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)[/@](?P<version>[^/@]+)")
 def opened_bundle(
     model: str | None, *, tracking_uri: str | None, config: Path | None, named_by: str = "--model"
 ) -> Iterator[Bundle]:
-    """Load the bundle that is meant: of the model that is named; else of the champion of the run; else the shipped one.
+    """Load the bundle that is meant, as `bundle_folder` finds it."""
+    with bundle_folder(model, tracking_uri=tracking_uri, config=config, named_by=named_by) as folder:
+        yield load_bundle(folder)
+
+
+@contextmanager
+def bundle_folder(
+    model: str | None, *, tracking_uri: str | None, config: Path | None, named_by: str = "--model"
+) -> Iterator[Path]:
+    """The folder of the bundle that is meant: of the model named; else of the champion of the run; else the shipped one.
 
     Args:
         model: a folder, or `models:/NAME@ALIAS`, or `models:/NAME/VERSION`.
@@ -37,9 +46,8 @@ def opened_bundle(
         BadInputError: no such folder, model or version, or no MLflow is named.
     """
     if model is None and config is None:
-        bundle = load_bundle(shipped_model_folder())
-        err.print(f"[dim]{escape(shipped_model_is_used(bundle.model.config.name, named_by=named_by))}[/]")
-        yield bundle
+        err.print(f"[dim]{escape(shipped_model_is_used(shipped_model_name(), named_by=named_by))}[/]")
+        yield shipped_model_folder()
         return
     if model is None:
         assert config is not None
@@ -49,7 +57,7 @@ def opened_bundle(
             hint = "" if "/" in model else f"; if it is the name of a registered model, say models:/{model}@champion"
             raise BadInputError(f"there is no bundle folder {model!r}{hint}")
         with storage.localized(model) as folder:
-            yield load_bundle(folder)
+            yield folder
         return
     match = REGISTERED.fullmatch(model)
     if match is None:
@@ -57,7 +65,7 @@ def opened_bundle(
     registry = ModelRegistry(tracker_of(tracking_uri=tracking_uri, config=config))
     with TemporaryDirectory(prefix="hyperclip-model-") as temporary:
         version = registry.version(match["name"], match["version"])
-        yield load_bundle(find_bundle(registry.download_model(version, Path(temporary))))
+        yield find_bundle(registry.download_model(version, Path(temporary)))
 
 
 def shipped_model_is_used(name: str, *, named_by: str) -> str:

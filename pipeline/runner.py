@@ -14,8 +14,8 @@ from infra.cluster import connected
 from infra.config import StrictModel
 from infra.errors import BadInputError
 from infra.tracking import Tracker
-from pipeline.config import RunConfig
-from pipeline.data_steps import data_steps, dataset_order
+from pipeline.config import DatasetName, RunConfig
+from pipeline.data_steps import data_steps, dataset_order, raw_step_name, raw_uri
 from pipeline.model_steps import model_steps
 from pipeline.report import write_report
 from pipeline.shipped_step import shipped_step
@@ -77,6 +77,12 @@ def plan(config: RunConfig) -> list[PlannedStep]:
         beside = [shipped_step(config, config.showcase)] if config.showcase.beside_shipped else []
         steps += [export, *beside, serve]
     return plan_steps(steps, config.workspace_uri)
+
+
+def raw_folder(config: RunConfig, name: DatasetName) -> str:
+    """Where a run's download or import leaves the raw shards of a dataset."""
+    wanted = raw_step_name(config, name)
+    return next(raw_uri(entry.output_uri) for entry in plan(config) if entry.step.name == wanted)
 
 
 def run(config: RunConfig, observer: StepObserver, *, until: str | None = None) -> FinishedRun:
