@@ -10,7 +10,7 @@ import os
 import posixpath
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
@@ -25,6 +25,8 @@ from infra.errors import BadInputError, CorruptArtefactError
 Model = TypeVar("Model", bound=BaseModel)
 
 READ_BLOCK_BYTES = 1 << 20
+RANGES_AT_ONCE = 32
+"""Of an object store, by one process."""
 
 
 def join(uri: str, *parts: str) -> str:
@@ -80,6 +82,21 @@ def read_range(uri: str, start: int, end: int) -> bytes:
     """Bytes [start, end) of an object."""
     filesystem, path = _resolve(uri)
     return bytes(filesystem.cat_file(path, start=start, end=end))
+
+
+def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> list[bytes | Exception]:
+    """Bytes [start, end) of each (uri, start, end), or what went wrong with it: of an object store many at once.
+
+    All must be of one store.
+    """
+    if not ranges:
+        return []
+    filesystem, _ = _resolve(ranges[0][0])
+    paths = [_resolve(uri)[1] for uri, _, _ in ranges]
+    starts, ends = [start for _, start, _ in ranges], [end for _, _, end in ranges]
+    # an object store's driver asks for up to batch_size of them at a time; a folder is read one after the other
+    at_once = {"batch_size": RANGES_AT_ONCE} if filesystem.async_impl else {}
+    return list(filesystem.cat_ranges(paths, starts, ends, on_error="return", **at_once))
 
 
 def write_atomic(uri: str, data: bytes | str) -> None:
@@ -146,7 +163,6 @@ def list_details(uri: str) -> dict[str, Listed]:
     filesystem, path = _resolve(uri)
     if not filesystem.isdir(path):
         return {}
-    filesystem.invalidate_cache(path)  # a listing from before a write would tell of the objects before
     return {
         posixpath.basename(entry["name"]): Listed(int(entry["size"]), _version(entry))
         for entry in filesystem.ls(path, detail=True)
@@ -196,7 +212,8 @@ def read_model(uri: str, model: type[Model]) -> Model:
 
 def _resolve(uri: str) -> tuple[Any, str]:
     try:
-        filesystem, path = fsspec.core.url_to_fs(uri)
+        # without a cache of listings: what another process wrote since would not be seen, not even by `exists`
+        filesystem, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
     except (ValueError, ImportError) as error:
         raise BadInputError(f"no storage for {uri!r}: {error}") from error
     return filesystem, path
@@ -268,7 +285,6 @@ def version_tag(uri: str) -> str | None:
         if files := list_details(uri):
             return content_hash({name: list(found) for name, found in files.items()})
         filesystem, path = _resolve(uri)
-        filesystem.invalidate_cache()
         return _version(filesystem.info(path))
     except Exception:  # no driver, no network, no credentials: each store has errors of its own
         return None

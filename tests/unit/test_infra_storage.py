@@ -54,6 +54,16 @@ def test_a_range_is_half_open(root: str, start: int, end: int, expected: bytes) 
     assert storage.read_range(uri, start, end) == expected
 
 
+def test_many_ranges_come_in_the_order_asked_for_and_an_absent_object_spoils_only_its_own(root: str) -> None:
+    for name in ("a.bin", "b.bin"):
+        storage.write_atomic(storage.join(root, name), name.encode() + b"0123456789")
+    a, b, none = (storage.join(root, name) for name in ("a.bin", "b.bin", "none.bin"))
+    first, absent, second = storage.read_ranges([(b, 0, 7), (none, 0, 3), (a, 5, 15)])
+    assert (first, second) == (b"b.bin01", b"0123456789")
+    assert isinstance(absent, FileNotFoundError)
+    assert storage.read_ranges([]) == []
+
+
 def test_listing_gives_the_files_of_one_folder_in_order(root: str) -> None:
     for name in ["b.tar", "a.tar", "a.json", "deeper/c.tar", ".hidden.tar"]:
         storage.write_atomic(storage.join(root, "shards", name), b"x")
