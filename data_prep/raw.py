@@ -31,6 +31,8 @@ PARTITIONS_FOLDER = "partitions"
 QUARANTINE_FOLDER = "quarantine"
 ROUNDS_FOLDER = "rounds"
 SCHEMA_VERSION = 1
+REMOVED = "removed"
+"""The reason of what somebody asked to forget (`removal.py`); in the JSON of a raw shard, the mark of its blanked sample."""
 
 OUTCOME_SCHEMA = pa.schema(
     [

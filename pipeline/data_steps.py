@@ -46,9 +46,11 @@ def data_steps(config: RunConfig, name: DatasetName) -> list[Step]:
         Step(
             name=f"shard-{name}",
             title=f"Write the {name} shards",
-            settings=dataset.shards.model_dump(mode="json"),
+            settings=dataset.shards.identity(),
             reads=(first, f"curate-{name}"),
             work=lambda context: _shard(context, name),
+            clean_start=False,
+            on_cluster=True,
         ),
     ]
 

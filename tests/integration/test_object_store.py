@@ -17,7 +17,7 @@ from data_prep.manifest import ShardManifest, read_manifest, verify_shards
 from data_prep.partition import DownloadConfig
 from data_prep.raw import DownloadReport, iter_outcomes, read_download_report
 from data_prep.reshard import ReshardConfig, reshard
-from data_prep.sample.links import BAD_LINKS, write_url_list
+from data_prep.sample.links import write_url_list
 from data_prep.sample.serve import serving_sample
 from data_prep.url_list import UrlListConfig
 from infra import storage

@@ -47,9 +47,9 @@ def no_progress(done: int, total: int, _note: str = "") -> None:
     assert 0 <= done <= total
 
 
-def run_here(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], config: TaskConfig) -> Iterator[Any]:
+def run_here(function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], config: TaskConfig) -> Iterator[Any]:
     """What fan_out does, without Ray; last one first, because nothing may depend on the order."""
-    for each in reversed(arguments):
+    for each in reversed(list(arguments)):
         yield function(*each)
 
 
