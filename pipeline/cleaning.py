@@ -14,7 +14,7 @@ from pipeline.showcase_steps import TASKS
 from pipeline.sweep_runs import SWEEPS
 
 # what reads comes before what is read, so that whenever it is cut off no done step has lost its input
-_STAGES = ("serve", "shipped", "export", "register", "evaluate", "train", "shard", "curate", "download", "import")
+_STAGES = ("serve", "shipped", "export", "register", "evaluate", "train", "describe", "shard", "curate", "download", "import")
 # after the stage the dataset, or the evaluation set of a sweep
 _STEP_FOLDER = re.compile(rf"({'|'.join(_STAGES)})(-[a-z0-9-]+)?-[0-9a-f]{{12}}")
 _REPORT = re.compile(rf"[a-z0-9-]+-[0-9a-f]{{12}}-{re.escape(REPORT_NAME)}")

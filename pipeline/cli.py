@@ -176,6 +176,12 @@ app.command(rich_help_panel=DATA)(score)
 
 
 @app.command(rich_help_panel=DATA)
+def describe(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Report on the data of a run (funnel, rates, hosts, sizes, captions, pictures), and do what is not done before it."""
+    run_until(config, overrides, until="describe")
+
+
+@app.command(rich_help_panel=DATA)
 def train(config: ConfigPath, overrides: Overrides = None) -> None:
     """Train, and everything before it that is not done."""
     run_until(config, overrides, until="train")

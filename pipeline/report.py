@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader
 from infra import storage
 from infra.tracking import Tracker
 from pipeline.config import DatasetName, RunConfig
+from pipeline.data_report import data_report_uri
 from pipeline.data_steps import raw_step_name
 from pipeline.shipped_step import why_no_contest
 from pipeline.showcase import Showcase, read_showcase
@@ -36,7 +37,7 @@ def write_report(
     page = _template().render(
         config=config,
         steps=[(entry.step, records[entry.step.name]) for entry in planned],
-        funnels=[_funnel(config, name, records) for name in config.datasets],
+        funnels=[_funnel(config, name, records, describe_uri=uris[f"describe-{name}"]) for name in config.datasets],
         verdicts=[verdict(result) for result in evaluation.families],
         arms=list(dict.fromkeys(arm for result in evaluation.families for arm in result.accuracy)),
         curves=_picture(_curves(metrics)),
@@ -90,7 +91,7 @@ def _beside(ours: ZeroShotResult, showcase: Showcase | None) -> list[tuple[Famil
     return [(one, other) for one in ours.families for other in theirs.families if one.family == other.family] if theirs else []
 
 
-def _funnel(config: RunConfig, name: DatasetName, records: Mapping[str, StepRecord]) -> dict[str, Any]:
+def _funnel(config: RunConfig, name: DatasetName, records: Mapping[str, StepRecord], *, describe_uri: str) -> dict[str, Any]:
     """From rows of the source to samples in shards, with every loss by reason."""
     first = raw_step_name(config, name)
     raw, curate = records[first].facts, records[f"curate-{name}"].facts
@@ -104,6 +105,7 @@ def _funnel(config: RunConfig, name: DatasetName, records: Mapping[str, StepReco
         "kept": curate["kept"],
         "samples": records[f"shard-{name}"].facts["samples"],
         "lost": lost,
+        "report": data_report_uri(describe_uri.rpartition("/")[2]),  # relative: both lie in the workspace
     }
 
 

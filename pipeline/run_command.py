@@ -45,6 +45,9 @@ def run_until(config: Path, overrides: list[str] | None, *, until: str | None) -
     if tracking.startswith("sqlite:"):
         look = pasteable("mlflow", "server", "--backend-store-uri", tracking)
         out.print(f"        look at it: {escape(look)}, then {MLFLOW_ADDRESS}")
+    for name, record in finished.records.items():
+        if name.startswith("describe-"):
+            out.print(f"[bold]Data[/]    {escape(name.removeprefix('describe-'))}: {escape(record.facts['report'])}")
     if finished.report_uri:
         out.print(f"[bold]Report[/]  {escape(finished.report_uri)}")
         page = f"http://{settings.serving.host}:{settings.serving.port}/"

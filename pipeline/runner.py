@@ -15,6 +15,7 @@ from infra.config import StrictModel
 from infra.errors import BadInputError
 from infra.tracking import Tracker
 from pipeline.config import DatasetName, RunConfig
+from pipeline.data_report import describe_step
 from pipeline.data_steps import data_steps, dataset_order, raw_step_name, raw_uri
 from pipeline.model_steps import model_steps
 from pipeline.report import write_report
@@ -71,7 +72,8 @@ def plan(config: RunConfig) -> list[PlannedStep]:
     Raises:
         BadInputError: an input of the run is not there.
     """
-    steps = [step for name in dataset_order(config) for step in data_steps(config, name)] + model_steps(config)
+    steps = [step for name in dataset_order(config) for step in (*data_steps(config, name), describe_step(config, name))]
+    steps += model_steps(config)
     if config.showcase:
         export, serve = showcase_steps(config.showcase)
         beside = [shipped_step(config, config.showcase)] if config.showcase.beside_shipped else []

@@ -3,7 +3,6 @@
 import io
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ from pipeline.showcase import read_showcase, showcase_table
 from pipeline.showcase_steps import ServedPrediction, ServedPredictions
 from pipeline.steps import PlannedStep, StepRecord
 from tests.evaluation_results import family_result, zero_shot_result
+from tests.html_page import Page
 from tests.unit.model_helpers import picture_bytes
 from tests.unit.shard_helpers import sample, write_shards
 from training.evaluation.arms import Arm
@@ -29,41 +29,6 @@ from training.evaluation.result import ShownPrediction, ZeroShotResult
 pytestmark = pytest.mark.integration
 QUICKSTART = Path(__file__).parents[2] / "pipeline" / "configs" / "quickstart.yaml"
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)> {{ 7 * 7 }} & <b>'
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, the cells of every table, and all text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.tables: list[list[list[str]]] = []
-        self.text = ""
-        self._in_cell = False
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-            self._in_cell = True
-
-    def handle_endtag(self, tag: str) -> None:
-        self._in_cell = self._in_cell and tag not in ("td", "th")
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-        if self._in_cell:
-            self.tables[-1][-1][-1] += data
-
-    def table(self, heading: str) -> list[list[str]]:
-        """Rows of the table whose head names this column; white space is one blank."""
-        found = next(table for table in self.tables if any(heading in cell for cell in table[0]))
-        return [[" ".join(cell.split()) for cell in row] for row in found[1:]]
 
 
 class Written(NamedTuple):

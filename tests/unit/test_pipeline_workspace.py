@@ -39,7 +39,7 @@ def test_plan_and_status_tell_what_is_done_begun_and_to_do(begun: tuple[str, ...
     assert lines[4] == "to do  Write the train shards"
     told = CliRunner().invoke(app, ["status", *begun]).output
     assert "       7 of 8 downloaded (3 s)" in told
-    (last,) = (line for line in told.splitlines() if line.startswith("1 of 12 steps done; continue: "))
+    (last,) = (line for line in told.splitlines() if line.startswith("1 of 14 steps done; continue: "))
     program, *arguments = shlex.split(last.partition("continue: ")[2])
     assert arguments == ["run", *begun]
     assert Path(shutil.which(program) or "").samefile(Path(sys.executable).with_name("hyperclip"))  # so it can be pasted
@@ -60,7 +60,7 @@ def test_status_counts_a_finished_run_as_whole(begun: tuple[str, ...]) -> None:
     for entry in plan(load_run_config(QUICKSTART, begun[2:])):
         record = StepRecord(step=entry.step.name, summary="done", seconds=1)
         storage.write_atomic(f"{entry.output_uri}/{RECORD_NAME}", record.model_dump_json())
-    assert CliRunner().invoke(app, ["status", *begun]).output.splitlines()[-1] == "12 of 12 steps done"
+    assert CliRunner().invoke(app, ["status", *begun]).output.splitlines()[-1] == "14 of 14 steps done"
 
 
 OTHER = "download-train-0123456789ab"
@@ -136,6 +136,7 @@ def test_every_step_folder_is_known_by_its_name(begun: tuple[str, ...], workspac
         "register",
         "evaluate",
         "train",
+        "describe",
         "shard",
         "curate",
         "download",
