@@ -153,6 +153,11 @@ def record_verified(manifest: ShardManifest, folder_uri: str) -> None:
             logger.info("cannot note that the shards in %s are verified: %s", folder_uri, error)
 
 
+def is_verified(manifest: ShardManifest, folder_uri: str) -> bool:
+    """Whether the shards, as they lie there, are those that were hashed before."""
+    return _verified_before(manifest, folder_uri, _list_shards(manifest, folder_uri))
+
+
 def _verified_before(manifest: ShardManifest, folder_uri: str, found: dict[str, storage.Listed]) -> bool:
     uri = storage.join(folder_uri, VERIFIED_NAME)
     state = _state(manifest, found)

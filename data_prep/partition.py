@@ -25,7 +25,8 @@ from data_prep.partition_report import (
     write_finished,
 )
 from data_prep.quarantine import write_quarantine
-from data_prep.raw import OUTCOME_SCHEMA, RawShard, round_folder
+from data_prep.raw import OUTCOME_SCHEMA, REMOVED, RawShard, round_folder
+from data_prep.removals import Forgotten, forgotten_in
 from data_prep.url_plan import REPEATED, Partition, read_partition
 from infra import storage
 
@@ -48,7 +49,7 @@ def download_partition(partition: Partition, config: DownloadConfig, *, output_u
     storage.remove(report_uri(output_uri, partition))
     storage.remove(shards_uri)
     storage.make_folder(shards_uri)
-    not_fetched = _without_request(rows)
+    not_fetched = _without_request(rows, forgotten_in(output_uri))
     tryable = rows.filter(pc.invert(pc.is_in(rows["row"], pa.array([entry["row"] for entry in not_fetched], pa.int64()))))
     records = fetch_shards(tryable.drop_columns("first"), config, folder=shards_uri, first_shard=partition.first_shard)
     shards = _read_back_shards(output_uri, shards_uri)
@@ -95,13 +96,15 @@ def _rows_to_fetch(partition: Partition, output_uri: str) -> tuple[pa.Table, dic
     return rows.filter(pc.is_in(rows["row"], again["row"].combine_chunks())), attempts
 
 
-def _without_request(rows: pa.Table) -> list[dict[str, Any]]:
+def _without_request(rows: pa.Table, forgotten: Forgotten) -> list[dict[str, Any]]:
     """The outcomes of the rows that nothing is asked for."""
     found = []
     for row in rows.select(["row", "uid", "url", "sha256", "first"]).to_pylist():
         entry = {"row": row["row"], "uid": row["uid"], "url": row["url"], "expected_sha256": row["sha256"], "state": "failed"}
         if row["first"] is not None:
             found.append(entry | {"reason": REPEATED, "detail": f"row {row['first']} has the same URL and caption"})
+        elif forgotten.covers(uid=row["uid"], url=row["url"]):
+            found.append(entry | {"reason": REMOVED})
         elif problem := url_problem(row["url"]):
             found.append(entry | {"reason": "bad_url", "detail": problem})
     return found

@@ -21,7 +21,8 @@ from data_prep.accounting import require_all_accounted
 from data_prep.fan_out import TaskConfig
 from data_prep.fetch_shards import SHARD_NAME_DIGITS
 from data_prep.partition_report import PartitionReport, finished_report, report_uri, write_finished, write_table
-from data_prep.raw import RawShard
+from data_prep.raw import REMOVED, RawShard
+from data_prep.removals import Forgotten, forgotten_in
 from data_prep.url_list import URL_LIST_SCHEMA, cast_text, check_uid, derive_uid
 from infra import images, storage
 from infra.config import StrictModel, content_hash
@@ -112,8 +113,9 @@ def import_partition(partition: PicturePartition, config: ImportConfig, output_u
     storage.remove(storage.join(output_uri, folder))
     shards: list[RawShard] = []
     outcomes: list[dict[str, Any]] = []
+    forgotten = forgotten_in(output_uri)
     for number, rows in enumerate(_in_shards(_read_rows(partition, config), config.samples_per_shard), partition.first_shard):
-        shard, results = _write_shard(rows, number, config, output_uri=output_uri, folder=folder)
+        shard, results = _write_shard(rows, number, config, forgotten, output_uri=output_uri, folder=folder)
         shards.append(shard)
         outcomes += results
     failed = Counter(outcome["reason"] for outcome in outcomes if outcome["state"] == "failed")
@@ -221,7 +223,7 @@ def _in_shards(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[
 
 
 def _write_shard(
-    rows: list[dict[str, Any]], number: int, config: ImportConfig, *, output_uri: str, folder: str
+    rows: list[dict[str, Any]], number: int, config: ImportConfig, forgotten: Forgotten, *, output_uri: str, folder: str
 ) -> tuple[RawShard, list[dict[str, Any]]]:
     """Tar, parquet and statistics, named as img2dataset names them."""
     import webdataset  # here, as configurations are read where nothing is written
@@ -238,6 +240,9 @@ def _write_shard(
             record = {name: row.get(name) for name in ("row", "uid", "caption", "captions", *CARRIED)} | {"key": key}
             outcome = {"row": row["row"], "uid": row["uid"], "sha256": hashlib.sha256(image).hexdigest(), "bytes": len(image)}
             info, reason, detail = _probe(image, config)
+            if forgotten.covers(uid=row["uid"], url=None):
+                info, reason, detail = None, REMOVED, None
+                record |= {"caption": "", "captions": None}
             if info is None:
                 outcome |= {"state": "failed", "reason": reason, "detail": detail}
                 metas.append(record | {"status": "failed_to_download", "error_message": f"[{reason}] {detail}"})

@@ -141,7 +141,7 @@ def _read(uri: str) -> pa.Table:
 
 
 def read_raw_shard(raw_uri: str, shard: RawShard) -> Iterator[RawSample]:
-    """The samples of a raw shard, in the order of the tar.
+    """The samples of a raw shard, in the order of the tar; without those that were removed on request.
 
     Raises:
         CorruptArtefactError: the tar is missing, has another size than its report says, or does not hold whole samples.
@@ -156,6 +156,8 @@ def read_raw_shard(raw_uri: str, shard: RawShard) -> Iterator[RawSample]:
         )
     count = 0
     for sample in scan_tar(uri):
+        if sample.record.get(REMOVED):
+            continue  # its bytes are zeros; it counts as failed
         count += 1
         yield sample
     if count != shard.samples:

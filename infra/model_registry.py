@@ -49,6 +49,10 @@ class ModelRegistry:
         whole = [version for version in found if version.status == "READY"]
         return self._as_version(max(whole, key=lambda version: int(version.version))) if whole else None
 
+    def versions_with(self, tags: Mapping[str, str]) -> list[ModelVersion]:
+        """Versions of any model with these tags."""
+        return [self._as_version(found) for found in self._client.search_model_versions(search_filter({}, tags=tags))]
+
     def make_candidate(self, version: ModelVersion) -> None:
         """Point `candidate` at a version."""
         self._client.set_registered_model_alias(version.name, CANDIDATE, version.version)

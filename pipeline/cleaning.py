@@ -39,9 +39,13 @@ def made_by_any(workspace_uri: str) -> list[str]:
     """What any configuration made in a workspace: step folders, reports, comparisons of sweeps, and which MLflow runs they go
     on in; and the tasks of the service."""
     folders = [uri for uri in storage.list_folders(workspace_uri) if _STEP_FOLDER.fullmatch(_name(uri))]
-    reports = [uri for uri in storage.list_files(workspace_uri, suffix=REPORT_NAME) if _REPORT.fullmatch(_name(uri))]
     others = [uri for name in (RUNS, SWEEPS, TASKS) if storage.exists(uri := storage.join(workspace_uri, name))]
-    return [*sorted(folders, key=_stage), *reports, *others]
+    return [*sorted(folders, key=_stage), *reports_in(workspace_uri), *others]
+
+
+def reports_in(workspace_uri: str) -> list[str]:
+    """The reports of runs."""
+    return [uri for uri in storage.list_files(workspace_uri, suffix=REPORT_NAME) if _REPORT.fullmatch(_name(uri))]
 
 
 def of_other_configurations(config: RunConfig) -> list[str]:

@@ -13,6 +13,7 @@ from rich.markup import escape
 from infra.errors import BadInputError, HyperClipError
 from pipeline.console import STATES, err, out, took
 from pipeline.evaluate_command import EVALUATE_HELP, evaluate
+from pipeline.forget_command import FORGET_HELP, forget
 from pipeline.model_commands import model_app
 from pipeline.run_command import ConfigPath, Overrides, command_line, run_until
 from pipeline.score_command import score
@@ -148,6 +149,7 @@ def settings(
             out.print(f"    {escape(setting.meaning)}")
 
 
+app.command(rich_help_panel=RUNS, help=FORGET_HELP)(forget)
 app.command(rich_help_panel=RUNS)(serve)
 
 

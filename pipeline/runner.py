@@ -151,6 +151,7 @@ def _run_step(entry: PlannedStep, context: StepContext, *, so_far: str | None) -
             step=entry.step.name,
             summary=result.summary,
             facts=result.facts,
+            inputs={name: uri.rpartition("/")[2] for name, uri in context.inputs.items()},
             seconds=round(time.monotonic() - started, 1),
             continued=so_far,
         )

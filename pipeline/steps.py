@@ -37,6 +37,8 @@ class StepRecord(StrictModel):
     """One line for people."""
     facts: dict[str, Any] = Field(default_factory=dict)
     """What later steps and the report read."""
+    inputs: dict[str, str] = Field(default_factory=dict)
+    """Folder in the workspace of each step it read or watched; records of older versions have none."""
     seconds: float
     """Of the attempt that ended it."""
     continued: str | None = None

@@ -1,0 +1,307 @@
+"""Forgetting: no trace of the picture is left in the workspace, the others are as they were, wherever it is cut off."""
+
+import contextlib
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+import data_prep.curate
+import data_prep.import_pictures
+import data_prep.reshard
+from data_prep.curate import KEEP_LIST_NAME, CurateConfig, curate
+from data_prep.import_pictures import import_pictures
+from data_prep.manifest import read_manifest, verify_shards
+from data_prep.partition_report import write_table
+from data_prep.picture_partition import ImportConfig
+from data_prep.raw import OUTCOME_SCHEMA, iter_outcomes, read_download_report, read_raw_shard
+from data_prep.removals import RemovalRequest, forgotten_in, matched, read_removals
+from data_prep.reshard import ReshardConfig, reshard
+from infra import storage
+from infra.errors import BadInputError
+from pipeline.cli import app
+from pipeline.config import RunConfig, load_run_config
+from pipeline.forget import Forgotten, forget
+from pipeline.runner import only_run_in
+from pipeline.steps import RECORD_NAME, StepRecord
+from tests.unit.data_helpers import no_progress, picture, run_here, write_parquet
+
+QUICKSTART = Path(__file__).parents[2] / "pipeline" / "configs" / "quickstart.yaml"
+SECRET = "a caption nobody should read again"
+IMPORT, CURATE, SHARD, TRAIN = (f"{name}-0123456789ab" for name in ("import-train", "curate-train", "shard-train", "train"))
+
+
+@pytest.fixture(autouse=True)
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (data_prep.curate, data_prep.import_pictures, data_prep.reshard):
+        monkeypatch.setattr(module, "fan_out", run_here)
+
+
+def rows() -> list[dict[str, Any]]:
+    return [{"uid": f"u{i}", "image": picture(i), "caption": SECRET if i in (2, 5) else f"thing {i}"} for i in range(12)]
+
+
+class Workspace:
+    """Twelve samples through the data steps, as if downloaded; u2 and u5 are on a host of their own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root / "w"
+        self.raw, self.curated, self.shards = f"{self.root}/{IMPORT}/raw", f"{self.root}/{CURATE}", f"{self.root}/{SHARD}"
+        self.pictures = write_parquet(root / "pictures.parquet", rows())
+        self.import_into(self.raw)
+        for table in list(iter_outcomes(self.raw)):
+            entries = [row | {"url": url_of(row["uid"])} for row in table.to_pylist()]
+            write_table(pa.Table.from_pylist(entries, schema=OUTCOME_SCHEMA), f"{self.raw}/outcomes/00000.parquet")
+        self.curate()
+        self.reshard(self.shards)
+        for name, inputs in (
+            (IMPORT, {}),
+            (TRAIN, {"shard-train": SHARD}),
+            ("describe-train-0123456789ab", {"shard-train": SHARD}),
+        ):
+            record = StepRecord(step=name, summary="", seconds=1, inputs=inputs)
+            storage.write_atomic(f"{self.root}/{name}/{RECORD_NAME}", record.model_dump_json())
+        self.config: RunConfig = load_run_config(QUICKSTART, (f"workspace={self.root}",))
+
+    def import_into(self, raw: str) -> None:
+        config = ImportConfig(samples_per_shard=4, min_success_rate=0)
+        import_pictures(self.pictures, config=config, output_uri=raw, progress=no_progress)
+
+    def curate(self) -> None:
+        curate(CurateConfig(), raw_uri=self.raw, output_uri=self.curated, progress=no_progress)
+
+    def reshard(self, output: str) -> None:
+        config, keep = ReshardConfig(samples_per_shard=5), f"{self.curated}/{KEEP_LIST_NAME}"
+        reshard(config, raw_uri=self.raw, keep_list_uri=keep, output_uri=output, progress=no_progress)
+
+    def forget(self, *, dry_run: bool = False, **named: set[str]) -> Forgotten:
+        request = RemovalRequest(**{name: frozenset(values) for name, values in named.items()})
+        return forget(self.config, request, dry_run=dry_run)
+
+    def bytes_of_all(self) -> dict[str, bytes]:
+        return {
+            str(path): path.read_bytes() for path in sorted(self.root.rglob("*")) if path.is_file() and path.name != ".lock"
+        }
+
+    def uids_in_shards(self) -> set[str]:
+        found = set()
+        manifest = read_manifest(self.shards)
+        verify_shards(manifest, self.shards)
+        for shard in manifest.shards:
+            with tarfile.open(fileobj=io.BytesIO(Path(self.shards, shard.path).read_bytes())) as tar:
+                found |= {name.rpartition(".")[0] for name in tar.getnames()}
+        assert manifest.num_samples == len(found)
+        return found
+
+
+def url_of(uid: str) -> str:
+    return f"http://{'pics.private.example' if uid in ('u2', 'u5') else 'cdn.example'}/{uid}.webp"
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path)
+
+
+def require_forgotten(workspace: Workspace, *uids: str) -> None:
+    """No byte of them is left, counts add up, and the others are all there."""
+    gone = set(uids)
+    everything = workspace.bytes_of_all()
+    for uid in gone:
+        image = picture(int(uid[1:]))
+        assert not [path for path, data in everything.items() if image[40:] in data]
+    if gone == {"u2", "u5"}:
+        assert not [path for path, data in everything.items() if SECRET.encode() in data]
+    report = read_download_report(workspace.raw)
+    assert (report.downloaded, report.failed) == (12 - len(gone), {"removed": len(gone)})
+    (outcomes,) = [table.to_pylist() for table in iter_outcomes(workspace.raw)]
+    assert {row["uid"] for row in outcomes if (row["state"], row["reason"]) == ("failed", "removed")} == gone
+    assert report.bytes == sum(row["bytes"] for row in outcomes if row["state"] == "downloaded")
+    samples = [sample for shard in report.shards for sample in read_raw_shard(workspace.raw, shard)]
+    others = {f"u{i}" for i in range(12)} - gone
+    assert {sample.record["uid"]: sample.image for sample in samples} == {uid: picture(int(uid[1:])) for uid in others}
+    assert [storage.sha256(f"{workspace.raw}/{shard.path}") for shard in report.shards] == [s.sha256 for s in report.shards]
+    keep = pq.read_table(f"{workspace.curated}/{KEEP_LIST_NAME}").to_pylist()
+    assert {row["uid"] for row in keep if row["reason"] == "removed" and not row["keep"] and not row["caption"]} == gone
+    told = json.loads(Path(workspace.curated, "curate.json").read_text())
+    assert (told["seen"], told["kept"], told["dropped"]) == (12, 12 - len(gone), {"removed": len(gone)})
+    assert workspace.uids_in_shards() == others
+    assert read_removals(str(workspace.root)).removals[-1].state == "done"
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"uids": {"u2", "u5"}},
+        {"urls": {url_of("u2"), url_of("u5")}},
+        {"hosts": {"pics.private.example"}},
+        {"hosts": {"private.example"}},
+        {"uids": {"u2"}, "hosts": {"pics.private.example"}},
+    ],
+)
+def test_a_request_reaches_raw_shards_keep_list_and_training_shards(workspace: Workspace, named: dict[str, set[str]]) -> None:
+    found = workspace.forget(**named)
+    assert found.reached == {IMPORT: 2, CURATE: 2, SHARD: 2}
+    assert found.unknown == []
+    require_forgotten(workspace, "u2", "u5")
+
+
+def test_forgetting_again_changes_nothing(workspace: Workspace) -> None:
+    workspace.forget(uids={"u2"})
+    before = workspace.bytes_of_all()
+    assert workspace.forget(uids={"u2"}).models[0].folder == TRAIN  # still known, though no shard holds it any more
+    assert workspace.bytes_of_all() == before
+
+
+def test_a_dry_run_says_the_same_and_changes_nothing(workspace: Workspace) -> None:
+    before = workspace.bytes_of_all()
+    told = workspace.forget(uids={"u2"}, dry_run=True)
+    assert workspace.bytes_of_all() == before
+    assert told == workspace.forget(uids={"u2"})
+
+
+class KilledError(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("nth", range(1, 13))
+def test_wherever_it_is_killed_running_it_again_ends_the_same(
+    workspace: Workspace, nth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes = 0
+    write: Callable[..., None] = storage.write_atomic
+
+    def write_or_die(uri: str, data: bytes | str) -> None:
+        nonlocal writes
+        writes += 1
+        if writes == nth:
+            raise KilledError
+        write(uri, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "write_atomic", write_or_die)
+        with contextlib.suppress(KilledError):
+            workspace.forget(uids={"u2"})
+    found = workspace.forget(uids={"u2"})
+    assert [model.folder for model in found.models] == [TRAIN]
+    require_forgotten(workspace, "u2")
+
+
+def test_what_was_forgotten_stays_forgotten_in_later_steps(workspace: Workspace) -> None:
+    workspace.forget(uids={"u2", "u5"})
+    workspace.reshard(f"{workspace.root}/shard-train-again")  # the keep list of before
+    workspace.curate()
+    workspace.reshard(f"{workspace.root}/shard-train-once-more")
+    first, second = (read_manifest(f"{workspace.root}/shard-train-{name}") for name in ("again", "once-more"))
+    assert [shard.sha256 for shard in first.shards] == [shard.sha256 for shard in second.shards]
+    assert first.num_samples == 10
+    again = f"{workspace.root}/import-train-ffffffffffff/raw"
+    workspace.import_into(again)
+    assert read_download_report(again).failed == {"removed": 2}
+    tars = b"".join(path.read_bytes() for path in Path(again).rglob("*.tar"))
+    assert picture(2)[40:] not in tars
+    assert SECRET.encode() not in b"".join(path.read_bytes() for path in Path(again).rglob("*") if path.is_file())
+
+
+def test_a_uid_of_another_picture_in_another_list_is_not_touched(workspace: Workspace) -> None:
+    """By host only the picture that came from there is meant."""
+    keep = f"{workspace.root}/curate-evaluation-0123456789ab/{KEEP_LIST_NAME}"
+    table = pq.read_table(f"{workspace.curated}/{KEEP_LIST_NAME}")
+    others = pa.array(["f" * 64] * table.num_rows)
+    write_table(table.set_column(table.schema.get_field_index("sha256"), "sha256", others), keep)
+    workspace.forget(hosts={"private.example"})
+    assert all(pq.read_table(keep)["keep"].to_pylist())
+
+
+def test_the_record_holds_hashes_only(workspace: Workspace) -> None:
+    workspace.forget(uids={"u2"}, urls={url_of("u5")})
+    text = Path(workspace.root, "removals.json").read_text()
+    assert "u2" not in text
+    assert "private" not in text
+    forgotten = forgotten_in(workspace.raw)
+    assert forgotten.covers(uid="u2", url=None)
+    assert forgotten.covers(uid="other", url=url_of("u5"))
+    assert not forgotten.covers(uid="u5", url=None)
+
+
+def test_what_shows_the_samples_and_what_was_left_half_done_is_removed(workspace: Workspace) -> None:
+    torn = Path(workspace.raw, "shards/00007/00030.tar")
+    half = Path(workspace.root, "shard-train-ffffffffffff/00000.tar")
+    report = Path(workspace.root, f"quickstart-{'0' * 12}-report.html")
+    for path in (torn, half, report):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(picture(2))
+    removed = workspace.forget(uids={"u2"}).removed
+    assert {Path(uri).name for uri in removed} == {
+        "00007",
+        "shard-train-ffffffffffff",
+        "describe-train-0123456789ab",
+        report.name,
+    }
+    assert not any(path.exists() for path in (torn, half, report))
+
+
+def test_a_shard_whose_every_sample_goes_is_gone(workspace: Workspace) -> None:
+    manifest = read_manifest(workspace.shards)
+    with tarfile.open(Path(workspace.shards, manifest.shards[-1].path)) as tar:
+        uids = {name.rpartition(".")[0] for name in tar.getnames()}
+    workspace.forget(uids=uids)
+    assert len(read_manifest(workspace.shards).shards) == len(manifest.shards) - 1
+    assert workspace.uids_in_shards().isdisjoint(uids)
+    assert len(list(Path(workspace.shards).glob("*.tar"))) == len(manifest.shards) - 1
+
+
+def test_an_unknown_uid_is_refused_and_one_beside_known_ones_is_named(workspace: Workspace) -> None:
+    before = workspace.bytes_of_all()
+    with pytest.raises(BadInputError, match=r"nothing in .* is named by nobody"):
+        workspace.forget(uids={"nobody"})
+    assert workspace.bytes_of_all() == before
+    assert workspace.forget(uids={"u2", "nobody"}).unknown == ["nobody"]
+    require_forgotten(workspace, "u2")
+
+
+def test_a_run_in_progress_is_not_disturbed(workspace: Workspace) -> None:
+    before = workspace.bytes_of_all()
+    with only_run_in(str(workspace.root)), pytest.raises(BadInputError, match="another run uses"):
+        workspace.forget(uids={"u2"})
+    assert workspace.bytes_of_all() == before
+
+
+def test_the_command_prints_what_it_reached_and_reads_lists(workspace: Workspace, tmp_path: Path) -> None:
+    listed = tmp_path / "requests.txt"
+    listed.write_text(f"# requests\n{url_of('u2')}\n\nhost:nowhere.example\nu7\n")
+    arguments = ["forget", str(QUICKSTART), "--set", f"workspace={workspace.root}", "--list", str(listed)]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert [line.split() for line in done.output.splitlines() if "0123456789ab" in line][:3] == [
+        [IMPORT, "2"],
+        [CURATE, "2"],
+        [SHARD, "2"],
+    ]
+    assert "Names no sample here: nowhere.example" in done.output
+    assert TRAIN in done.output
+    require_forgotten(workspace, "u2", "u7")
+    refused = CliRunner().invoke(app, [*arguments[:-2], "--uid", "nobody"])
+    assert isinstance(refused.exception, BadInputError)
+    assert isinstance(CliRunner().invoke(app, arguments[:-2]).exception, BadInputError)  # nothing named
+
+
+@pytest.mark.parametrize(
+    ("url", "hosts"),
+    [
+        ("http://a.b.example:80/x", {"a.b.example", "b.example"}),
+        ("http://B.Example./x", {"b.example"}),
+        ("http://notb.example/x", set()),
+        ("no url", set()),
+    ],
+)
+def test_a_host_stands_for_its_subdomains(url: str, hosts: set[str]) -> None:
+    request = RemovalRequest(hosts=frozenset({"b.example", "a.b.example"}))
+    assert matched(request, uid="u", url=url) == hosts
