@@ -12,10 +12,12 @@ import fsspec
 import pytest
 
 from data_prep.curate import KEEP_LIST_NAME, CurateConfig, curate
+from data_prep.description import DatasetDescription, describe_dataset
 from data_prep.download import download
 from data_prep.manifest import ShardManifest, read_manifest, verify_shards
 from data_prep.partition import DownloadConfig
 from data_prep.raw import DownloadReport, iter_outcomes, read_download_report
+from data_prep.removals import RemovalRequest
 from data_prep.reshard import ReshardConfig, reshard
 from data_prep.sample.links import write_url_list
 from data_prep.sample.serve import serving_sample
@@ -23,11 +25,15 @@ from data_prep.url_list import UrlListConfig
 from infra import storage
 from infra.cluster import ClusterConfig, connected
 from infra.errors import CorruptArtefactError
+from pipeline.config import load_run_config
+from pipeline.forget import forget
 from tests.object_store import object_store
 from tests.unit.data_helpers import body as answer
 from tests.unit.data_helpers import no_progress, picture, url_rows, web_server, write_parquet
 
 pytestmark = pytest.mark.integration
+QUICKSTART = Path(__file__).parents[2] / "pipeline" / "configs" / "quickstart.yaml"
+DOWNLOAD, CURATE, SHARD = (f"{step}-evaluation-0123456789ab" for step in ("download", "curate", "shard"))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +48,7 @@ def run(urls: str, raw_uri: str, config: DownloadConfig) -> DownloadReport:
 
 def prepare(urls: str, root: str, config: DownloadConfig) -> ShardManifest:
     """From a list to shards, all below `root`."""
-    raw, curated = f"{root}/raw", f"{root}/curated"
+    raw, curated, shards = (f"{root}/{name}" for name in (f"{DOWNLOAD}/raw", CURATE, SHARD))
     run(urls, raw, config)
     curate(CurateConfig(), raw_uri=raw, output_uri=curated, progress=no_progress)
     keep_list = f"{curated}/{KEEP_LIST_NAME}"
@@ -50,7 +56,7 @@ def prepare(urls: str, root: str, config: DownloadConfig) -> ShardManifest:
         ReshardConfig(samples_per_shard=100),
         raw_uri=raw,
         keep_list_uri=keep_list,
-        output_uri=f"{root}/shards",
+        output_uri=shards,
         progress=no_progress,
     )
 
@@ -63,11 +69,11 @@ def test_an_object_store_ends_with_the_same_shards_as_a_folder(bucket: str, tmp_
         config = DownloadConfig(samples_per_partition=200, samples_per_shard=150, policy=policy)
         remote = prepare(urls, f"{bucket}/sample", config)
         local = prepare(urls, str(tmp_path), config)
-    report = read_download_report(f"{bucket}/sample/raw")
+    report = read_download_report(f"{bucket}/sample/{DOWNLOAD}/raw")
     assert (report.requested, report.downloaded) == (total, total)  # the bad links are in the other split
-    assert sum(table.num_rows for table in iter_outcomes(f"{bucket}/sample/raw")) == total
+    assert sum(table.num_rows for table in iter_outcomes(f"{bucket}/sample/{DOWNLOAD}/raw")) == total
     assert [shard.sha256 for shard in remote.shards] == [shard.sha256 for shard in local.shards]
-    verify_shards(read_manifest(f"{bucket}/sample/shards"), f"{bucket}/sample/shards")
+    verify_shards(read_manifest(f"{bucket}/sample/{SHARD}"), f"{bucket}/sample/{SHARD}")
 
 
 def test_what_another_process_wrote_is_seen_after_a_listing(bucket: str) -> None:
@@ -79,7 +85,7 @@ def test_what_another_process_wrote_is_seen_after_a_listing(bucket: str) -> None
 
 
 def test_a_shard_that_was_changed_on_the_store_is_found(bucket: str) -> None:
-    shards = f"{bucket}/sample/shards"
+    shards = f"{bucket}/sample/{SHARD}"
     manifest = read_manifest(shards)
     uri = storage.join(shards, manifest.shards[0].path)
     data = storage.read_bytes(uri)
@@ -88,6 +94,33 @@ def test_a_shard_that_was_changed_on_the_store_is_found(bucket: str) -> None:
         verify_shards(manifest, shards)
     storage.write_atomic(uri, data)
     verify_shards(manifest, shards)
+
+
+def test_a_dataset_on_the_store_is_described_and_samples_are_forgotten(bucket: str, tmp_path: Path) -> None:
+    root = f"{bucket}/sample"
+    raw, keep_list, shards = f"{root}/{DOWNLOAD}/raw", f"{root}/{CURATE}/{KEEP_LIST_NAME}", f"{root}/{SHARD}"
+
+    def described() -> DatasetDescription:
+        found, shown = describe_dataset(
+            raw_uri=raw, keep_list_uri=keep_list, shards_uri=shards, imported=False, progress=no_progress
+        )
+        assert all(sample.picture for sample in shown)
+        return found
+
+    before = described()
+    assert sum(before.rates.downloaded) == before.downloaded
+    uids = [row["uid"] for row in next(iter_outcomes(raw)).slice(0, 2).to_pylist()]
+    tracking = f"tracking={{uri: 'sqlite:///{tmp_path}/mlflow.db'}}"
+    config = load_run_config(QUICKSTART, (f"workspace={root}", tracking))
+    found = forget(config, RemovalRequest(uids=frozenset(uids)), dry_run=False)
+    assert found.reached[DOWNLOAD] == found.reached[CURATE] == 2
+    after = described()
+    assert (after.downloaded, after.failed) == (before.downloaded - 2, before.failed | {"removed": 2})
+    assert after.samples == before.samples - found.reached[SHARD]
+    verify_shards(read_manifest(shards), shards)
+    resharded = f"{root}/shard-evaluation-ffffffffffff"
+    reshard(ReshardConfig(), raw_uri=raw, keep_list_uri=keep_list, output_uri=resharded, progress=no_progress)
+    assert read_manifest(resharded).num_samples == after.samples
 
 
 DOWNLOAD_THE_SECOND_PARTITION = """

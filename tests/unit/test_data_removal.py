@@ -19,10 +19,11 @@ import data_prep.reshard
 from data_prep.curate import KEEP_LIST_NAME, CurateConfig, curate
 from data_prep.import_pictures import import_pictures
 from data_prep.manifest import read_manifest, verify_shards
+from data_prep.partition import DownloadConfig, download_partition
 from data_prep.partition_report import write_table
 from data_prep.picture_partition import ImportConfig
 from data_prep.raw import OUTCOME_SCHEMA, iter_outcomes, read_download_report, read_raw_shard
-from data_prep.removals import RemovalRequest, forgotten_in, matched, read_removals
+from data_prep.removals import Removal, RemovalRequest, Removals, forgotten_in, matched, read_removals, write_removals
 from data_prep.reshard import ReshardConfig, reshard
 from infra import storage
 from infra.errors import BadInputError
@@ -31,7 +32,7 @@ from pipeline.config import RunConfig, load_run_config
 from pipeline.forget import Forgotten, forget
 from pipeline.runner import only_run_in
 from pipeline.steps import RECORD_NAME, StepRecord
-from tests.unit.data_helpers import no_progress, picture, run_here, write_parquet
+from tests.unit.data_helpers import body, no_progress, one_partition, picture, run_here, url_rows, web_server, write_parquet
 
 QUICKSTART = Path(__file__).parents[2] / "pipeline" / "configs" / "quickstart.yaml"
 SECRET = "a caption nobody should read again"
@@ -208,6 +209,19 @@ def test_what_was_forgotten_stays_forgotten_in_later_steps(workspace: Workspace)
     tars = b"".join(path.read_bytes() for path in Path(again).rglob("*.tar"))
     assert picture(2)[40:] not in tars
     assert SECRET.encode() not in b"".join(path.read_bytes() for path in Path(again).rglob("*") if path.is_file())
+
+
+def test_a_download_does_not_ask_for_what_was_to_be_forgotten(tmp_path: Path) -> None:
+    raw = tmp_path / "w/download-train-0123456789ab/raw"
+    request = RemovalRequest(uids=frozenset({"b"}), hosts=frozenset({"nowhere.example"}))
+    asked = Removal(identifiers=sorted(request.identifiers), at="2026-01-01T00:00:00+00:00", state="done")
+    write_removals(Removals(removals=[asked]), str(tmp_path / "w"))
+    with web_server({f"/{name}.webp": body(picture(seed)) for seed, name in enumerate("abc")}) as web:
+        config = DownloadConfig(policy=web.allowed())
+        rows = [*url_rows(web.url, "abc"), {"uid": "d", "url": "http://pics.nowhere.example/d.webp", "caption": "d"}]
+        report = download_partition(one_partition(tmp_path, rows, config), config, output_uri=str(raw))
+        assert (report.downloaded, report.failed) == (2, {"removed": 2})
+        assert (web.requests["/a.webp"], web.requests["/b.webp"]) == (1, 0)
 
 
 def test_a_uid_of_another_picture_in_another_list_is_not_touched(workspace: Workspace) -> None:
