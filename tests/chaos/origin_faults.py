@@ -14,6 +14,7 @@ import re
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -40,6 +41,7 @@ MAX_BYTES = 5_000_000
 """Little enough to come in time from an origin that must send it thousands of times, on the same machine."""
 MAX_GROWTH_MIB = 256
 MAX_LATE_S = 1.0
+SLEEP_S = 0.01
 UNKNOWN = "unknown"
 
 
@@ -56,6 +58,10 @@ class Found(NamedTuple):
     grown_mib: float
     longest_s: float
     """In the opener, for one URL."""
+    longest_of: str
+    """Its URL."""
+    stalled_s: float
+    """The most that a mere sleep of 10 ms took longer meanwhile: what the machine itself was late."""
 
 
 def strike(
@@ -87,6 +93,8 @@ def strike(
             "wrong": _wrong(named, reasons),
             "grown_mib": max(each.grown_mib for each in found),
             "late_s": max(each.longest_s for each in found) - timeout_s,
+            "latest": max(found, key=lambda each: each.longest_s).longest_of,
+            "stalled_s": max(each.stalled_s for each in found),
             "canary": touched(),
         }
 
@@ -110,27 +118,27 @@ def _wrong(named: dict[str, Kind], reasons: dict[str, str | None]) -> dict[str, 
 def download(job: Job) -> Found:
     """One partition, in this process; measures what it takes."""
     logging.disable(logging.WARNING)
-    times: list[float] = []
+    times: list[tuple[float, str]] = []
     with tempfile.TemporaryDirectory(prefix="hyperclip-faults-") as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket, "getaddrinfo", _resolve)
         config = DownloadConfig(threads=THREADS, retries=0, policy=job.policy)
         warm_up = [{"uid": "w", "url": "http://0.0.0.0/", "caption": "w"}]  # what img2dataset imports is not growth
         download_partition(one_partition(Path(folder), warm_up, config), config, output_uri=f"{folder}/warm-up")
         patch.setattr(HardenedOpener, "open", _timed(HardenedOpener.open, times))
-        with peak_growth_mib() as grown:
+        with peak_growth_mib() as grown, longest_stall_s() as stalled:
             output = f"{folder}/raw"
             download_partition(one_partition(Path(folder), job.rows, config), config, output_uri=output)
         outcomes = [row for table in iter_outcomes(output) for row in table.to_pylist()]
-    return Found({row["uid"]: row["reason"] for row in outcomes}, grown[0], max(times))
+    return Found({row["uid"]: row["reason"] for row in outcomes}, grown[0], *max(times), stalled[0])
 
 
-def _timed(method: Any, times: list[float]) -> Any:
-    def timed(*arguments: Any, **named: Any) -> Any:
+def _timed(method: Any, times: list[tuple[float, str]]) -> Any:
+    def timed(opener: HardenedOpener, request: Any, *arguments: Any, **named: Any) -> Any:
         started = time.monotonic()
         try:
-            return method(*arguments, **named)
+            return method(opener, request, *arguments, **named)
         finally:
-            times.append(time.monotonic() - started)
+            times.append((time.monotonic() - started, request.full_url))
 
     return timed
 
@@ -150,6 +158,30 @@ def peak_growth_mib() -> Iterator[list[float]]:
     grown: list[float] = []
     yield grown
     grown.append(_memory_mib("VmHWM") - before)
+
+
+@contextmanager
+def longest_stall_s() -> Iterator[list[float]]:
+    """How late the scheduler was at worst, of the machine and of Python together."""
+    done, worst = threading.Event(), 0.0
+
+    def watch() -> None:
+        nonlocal worst
+        while True:
+            started = time.monotonic()
+            if done.wait(SLEEP_S):
+                return
+            worst = max(worst, time.monotonic() - started - SLEEP_S)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    found: list[float] = []
+    try:
+        yield found
+    finally:
+        done.set()
+        watcher.join()
+        found.append(worst)
 
 
 def _memory_mib(field: str) -> float:
@@ -175,11 +207,13 @@ def main() -> int:
             "classified_right": measure(injected.total() - sum(found["wrong"].values()), goal=(">=", injected.total())),
             "most_a_worker_grew": measure(found["grown_mib"], goal=("<=", MAX_GROWTH_MIB), unit="MiB"),
             "latest_past_the_deadline": measure(found["late_s"], goal=("<=", MAX_LATE_S), unit="s"),
+            "longest_stall_of_the_machine": measure(found["stalled_s"], unit="s"),
             "connections_to_the_canary": measure(found["canary"], goal=("<=", 0)),
             "rate": measure(injected.total() / (time.monotonic() - started), unit="URLs/s"),
         },
         per_kind=dict(injected),
         wrong=found["wrong"],
+        latest=found["latest"],
         timeout_s=TIMEOUT_S,
         max_bytes=MAX_BYTES,
         seed=arguments.seed,
