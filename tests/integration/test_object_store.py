@@ -14,8 +14,8 @@ import pytest
 from data_prep.curate import KEEP_LIST_NAME, CurateConfig, curate
 from data_prep.description import DatasetDescription, describe_dataset
 from data_prep.download import download
+from data_prep.download_config import DownloadConfig
 from data_prep.manifest import ShardManifest, read_manifest, verify_shards
-from data_prep.partition import DownloadConfig
 from data_prep.raw import DownloadReport, iter_outcomes, read_download_report
 from data_prep.removals import RemovalRequest
 from data_prep.reshard import ReshardConfig, reshard
@@ -125,13 +125,14 @@ def test_a_dataset_on_the_store_is_described_and_samples_are_forgotten(bucket: s
 
 DOWNLOAD_THE_SECOND_PARTITION = """
 import sys
-from data_prep.download import plan_partitions
-from data_prep.partition import DownloadConfig, download_partition
-from data_prep.url_list import UrlListConfig, read_url_list
+from data_prep.download_config import DownloadConfig
+from data_prep.partition import download_partition
+from data_prep.url_list import UrlListConfig
+from data_prep.url_plan import plan_url_list
 
 urls, raw, config = sys.argv[1], sys.argv[2], DownloadConfig.model_validate_json(sys.argv[3])
-partition = plan_partitions(read_url_list(urls, UrlListConfig()), config)[1]
-download_partition(partition, config, output_uri=raw)
+plan = plan_url_list(urls, UrlListConfig(), samples_per_partition=2, samples_per_shard=1, output_uri=raw)
+download_partition(list(plan.partitions(raw))[1], config, output_uri=raw)
 """
 
 

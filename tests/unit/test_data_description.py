@@ -66,7 +66,8 @@ class Described:
 @pytest.fixture(scope="module")
 def described(tmp_path_factory: pytest.TempPathFactory) -> Described:
     with pytest.MonkeyPatch.context() as patched:
-        for module in (data_prep.curate, data_prep.import_pictures, data_prep.reshard):
+        patched.setattr(data_prep.curate, "stream", run_here)
+        for module in (data_prep.import_pictures, data_prep.reshard):
             patched.setattr(module, "fan_out", run_here)
         return Described(tmp_path_factory.mktemp("described"))
 

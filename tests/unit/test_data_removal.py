@@ -17,9 +17,10 @@ import data_prep.curate
 import data_prep.import_pictures
 import data_prep.reshard
 from data_prep.curate import KEEP_LIST_NAME, CurateConfig, curate
+from data_prep.download_config import DownloadConfig
 from data_prep.import_pictures import import_pictures
 from data_prep.manifest import read_manifest, verify_shards
-from data_prep.partition import DownloadConfig, download_partition
+from data_prep.partition import download_partition
 from data_prep.partition_report import write_table
 from data_prep.picture_partition import ImportConfig
 from data_prep.raw import OUTCOME_SCHEMA, iter_outcomes, read_download_report, read_raw_shard
@@ -41,7 +42,8 @@ IMPORT, CURATE, SHARD, TRAIN = (f"{name}-0123456789ab" for name in ("import-trai
 
 @pytest.fixture(autouse=True)
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (data_prep.curate, data_prep.import_pictures, data_prep.reshard):
+    monkeypatch.setattr(data_prep.curate, "stream", run_here)
+    for module in (data_prep.import_pictures, data_prep.reshard):
         monkeypatch.setattr(module, "fan_out", run_here)
 
 

@@ -29,7 +29,8 @@ from tests.unit.data_helpers import no_progress, picture, run_here, sha256, writ
 
 @pytest.fixture(autouse=True)
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (data_prep.curate, data_prep.import_pictures, data_prep.reshard):
+    monkeypatch.setattr(data_prep.curate, "stream", run_here)
+    for module in (data_prep.import_pictures, data_prep.reshard):
         monkeypatch.setattr(module, "fan_out", run_here)
 
 
@@ -42,8 +43,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
         for i in range(20)
     ]
     with pytest.MonkeyPatch.context() as patched:
-        for module in (data_prep.curate, data_prep.import_pictures):
-            patched.setattr(module, "fan_out", run_here)
+        patched.setattr(data_prep.curate, "stream", run_here)
+        patched.setattr(data_prep.import_pictures, "fan_out", run_here)
         uri = write_parquet(root / "pictures.parquet", rows)
         import_pictures(uri, config=ImportConfig(samples_per_shard=6), output_uri=f"{root}/raw", progress=no_progress)
         curate(CurateConfig(), raw_uri=f"{root}/raw", output_uri=f"{root}/curated", progress=no_progress)
