@@ -64,7 +64,8 @@ def forget_in_raw(raw_uri: str, rows: list[dict[str, Any]]) -> int:
         for uri in storage.list_files(storage.join(folder, OUTCOMES_FOLDER), suffix=".parquet"):
             _mark_outcomes(uri, uids)
         for uri in storage.list_files(storage.join(folder, PARTITIONS_FOLDER), suffix=".json"):
-            _recount_partition(uri, raw_uri, touched=by_shard.keys())
+            outcomes = storage.join(folder, OUTCOMES_FOLDER, uri.rpartition("/")[2].removesuffix(".json") + ".parquet")
+            _recount_partition(uri, outcomes, raw_uri, touched=by_shard.keys())
     _recount_download(raw_uri)
     return sum(len(uids) for uids in by_shard.values())
 
@@ -134,34 +135,26 @@ def blanked(table: pa.Table, chosen: Any, values: dict[str, Any]) -> pa.Table:
     return table
 
 
-def _recount_partition(uri: str, raw_uri: str, *, touched: Iterable[str]) -> None:
+def _recount_partition(uri: str, outcomes_uri: str, raw_uri: str, *, touched: Iterable[str]) -> None:
     report = json.loads(storage.read_bytes(uri))
     if not any(shard["path"] in touched for shard in report["shards"]):
         return
-    sizes: list[int] = []
     for shard in report["shards"]:
-        in_shard = _stored_sizes(storage.join(raw_uri, shard["path"]))
-        shard |= {"samples": len(in_shard), "sha256": storage.sha256(storage.join(raw_uri, shard["path"]))}
-        sizes += in_shard
-    others = Counter({reason: count for reason, count in report["failed"].items() if reason != REMOVED})
-    removed = report["requested"] - len(sizes) - others.total()
-    report |= {"downloaded": len(sizes), "bytes": sum(sizes), "failed": dict(sorted((others | {REMOVED: removed}).items()))}
-    storage.write_atomic(uri, json.dumps(report, indent=1))
+        tar = storage.join(raw_uri, shard["path"])
+        shard |= {"samples": _num_stored(tar), "sha256": storage.sha256(tar)}
+    with storage.open_read(outcomes_uri) as file:
+        counts = _Counts([pq.read_table(file)])
+    storage.write_atomic(uri, json.dumps(report | counts.totals | {"formats": counts.formats}, indent=1))
 
 
-def _stored_sizes(uri: str) -> list[int]:
-    """Sizes of the pictures in a raw tar, without those removed."""
-    sizes: dict[str, int] = {}
-    removed = set()
+def _num_stored(uri: str) -> int:
+    """Samples in a raw tar, without those removed."""
+    count = 0
     with storage.open_read(uri) as file, tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
-            stem, _, suffix = member.name.rpartition(".")
-            content = tar.extractfile(member) if suffix == "json" else None
-            if content is not None and json.loads(content.read()).get(REMOVED):
-                removed.add(stem)
-            elif suffix not in ("json", "txt"):
-                sizes[stem] = member.size
-    return [size for stem, size in sizes.items() if stem not in removed]
+            content = tar.extractfile(member) if member.name.endswith(".json") else None
+            count += content is not None and not json.loads(content.read()).get(REMOVED)
+    return count
 
 
 def _recount_download(raw_uri: str) -> None:
@@ -172,16 +165,24 @@ def _recount_download(raw_uri: str) -> None:
     for folder in [raw_uri, *later_rounds(raw_uri)]:
         for partition in storage.list_files(storage.join(folder, PARTITIONS_FOLDER), suffix=".json"):
             shards |= {shard["path"]: shard for shard in json.loads(storage.read_bytes(partition))["shards"]}
-    states: Counter[str] = Counter()
-    formats: Counter[str] = Counter()
-    num_bytes = 0
-    for table in iter_outcomes(raw_uri):
-        stored = table.filter(pc.equal(table["state"], "downloaded"))
-        states.update(table.filter(pc.equal(table["state"], "failed"))["reason"].to_pylist())
-        formats.update(stored["format"].to_pylist())
-        num_bytes += pc.sum(stored["bytes"]).as_py() or 0
     report = json.loads(storage.read_bytes(uri))
-    report |= {"downloaded": formats.total(), "failed": dict(sorted(states.items())), "bytes": num_bytes}
-    report["shards"] = [shards.get(shard["path"], shard) for shard in report["shards"]]
-    report["lineage"] |= {"formats": dict(sorted(formats.items()))}
+    counts = _Counts(iter_outcomes(raw_uri))
+    report |= counts.totals | {"shards": [shards.get(shard["path"], shard) for shard in report["shards"]]}
+    report["lineage"] |= {"formats": counts.formats}
     storage.write_atomic(uri, json.dumps(report, indent=1))
+
+
+class _Counts:
+    """What outcomes add up to, as reports tell it."""
+
+    def __init__(self, outcomes: Iterable[pa.Table]) -> None:
+        failed: Counter[str] = Counter()
+        formats: Counter[str] = Counter()
+        num_bytes = 0
+        for table in outcomes:
+            stored = pc.equal(table["state"], "downloaded")
+            failed.update(table.filter(pc.invert(stored))["reason"].to_pylist())
+            formats.update(table.filter(stored)["format"].to_pylist())
+            num_bytes += pc.sum(table.filter(stored)["bytes"]).as_py() or 0
+        self.formats = dict(sorted(formats.items()))
+        self.totals = {"downloaded": formats.total(), "failed": dict(sorted(failed.items())), "bytes": num_bytes}

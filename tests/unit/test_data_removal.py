@@ -14,18 +14,21 @@ import pytest
 from typer.testing import CliRunner
 
 import data_prep.curate
+import data_prep.download
 import data_prep.import_pictures
 import data_prep.reshard
 from data_prep.curate import KEEP_LIST_NAME, CurateConfig, curate
+from data_prep.download import download
 from data_prep.download_config import DownloadConfig
 from data_prep.import_pictures import import_pictures
 from data_prep.manifest import read_manifest, verify_shards
 from data_prep.partition import download_partition
 from data_prep.partition_report import write_table
 from data_prep.picture_partition import ImportConfig
-from data_prep.raw import OUTCOME_SCHEMA, iter_outcomes, read_download_report, read_raw_shard
+from data_prep.raw import OUTCOME_SCHEMA, DownloadReport, iter_outcomes, read_download_report, read_raw_shard
 from data_prep.removals import Removal, RemovalRequest, Removals, forgotten_in, matched, read_removals, write_removals
 from data_prep.reshard import ReshardConfig, reshard
+from data_prep.url_list import UrlListConfig
 from infra import storage
 from infra.errors import BadInputError
 from pipeline.cli import app
@@ -33,8 +36,20 @@ from pipeline.config import RunConfig, load_run_config
 from pipeline.forget import Forgotten, forget
 from pipeline.runner import only_run_in
 from pipeline.steps import RECORD_NAME, StepRecord
-from tests.unit.data_helpers import body, no_progress, one_partition, picture, run_here, url_rows, web_server, write_parquet
+from tests.unit.data_helpers import (
+    body,
+    no_progress,
+    one_partition,
+    picture,
+    run_each_here,
+    run_here,
+    status,
+    url_rows,
+    web_server,
+    write_parquet,
+)
 
+DOWNLOAD = "download-train-0123456789ab"
 QUICKSTART = Path(__file__).parents[2] / "pipeline" / "configs" / "quickstart.yaml"
 SECRET = "a caption nobody should read again"
 IMPORT, CURATE, SHARD, TRAIN = (f"{name}-0123456789ab" for name in ("import-train", "curate-train", "shard-train", "train"))
@@ -224,6 +239,46 @@ def test_a_download_does_not_ask_for_what_was_to_be_forgotten(tmp_path: Path) ->
         report = download_partition(one_partition(tmp_path, rows, config), config, output_uri=str(raw))
         assert (report.downloaded, report.failed) == (2, {"removed": 2})
         assert (web.requests["/a.webp"], web.requests["/b.webp"]) == (1, 0)
+
+
+def test_rounds_of_a_download_are_reached_and_later_ones_ask_for_nothing_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_prep.download, "fan_out_each", run_each_here)
+    raw = str(tmp_path / f"w/{DOWNLOAD}/raw")
+    with web_server({f"/{name}.webp": body(picture(seed)) for seed, name in enumerate("abcd")}) as web:
+        urls = write_parquet(tmp_path / "urls.parquet", url_rows(web.url, "abcde"))
+
+        def run(rounds: int) -> DownloadReport:
+            config = DownloadConfig(
+                samples_per_partition=3,
+                samples_per_shard=2,
+                rounds=rounds,
+                min_success_rate=0,
+                round_wait_s=0,
+                policy=web.allowed(),
+                retries=0,
+            )
+            return download(config, url_list_uri=urls, url_columns=UrlListConfig(), output_uri=raw, progress=no_progress)
+
+        found = {name: web.answers.pop(f"/{name}.webp") for name in "bc"}
+        web.answers |= {f"/{name}.webp": status(503) for name in "bc"}
+        run(1)
+        web.answers["/b.webp"] = found["b"]
+        assert (run(2).downloaded, run(2).failed) == (3, {"http_404": 1, "http_503": 1})
+        config = load_run_config(QUICKSTART, (f"workspace={tmp_path}/w",))
+        forget(config, RemovalRequest(uids=frozenset("abc")), dry_run=False)  # of rounds 1 and 2, and one that never came
+        report = read_download_report(raw)
+        assert (report.downloaded, report.failed) == (1, {"http_404": 1, "http_503": 1, "removed": 2})
+        before = dict(web.requests)
+        again = run(3)
+        assert dict(web.requests) == before
+        assert (again.downloaded, again.failed) == (1, {"http_404": 1, "removed": 3})
+        assert [s.record["uid"] for shard in again.shards for s in read_raw_shard(raw, shard)] == ["d"]
+    tars = b"".join(path.read_bytes() for path in Path(raw).rglob("*") if path.is_file() and "plan" not in path.parts)
+    assert picture(0)[40:] not in tars
+    assert picture(1)[40:] not in tars
+    assert b"picture a" not in tars
 
 
 def test_a_uid_of_another_picture_in_another_list_is_not_touched(workspace: Workspace) -> None:
