@@ -79,7 +79,8 @@ def rates_plot(described: DatasetDescription) -> Any:
     axes.stairs(good, times, fill=True, color=GOOD, label="downloaded")
     locator = AutoDateLocator()
     axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=UTC))
+    formats = ["%Y", "%b", "%d %b", "%H:%M", "%H:%M", "%H:%M:%S"]  # of ticks a year, a month, ..., a second apart
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=UTC, formats=formats, zero_formats=formats))
     axes.set(title=f"Answers per second (UTC, bins of {rates.bin_s:,} s)", ylim=(0, None), xlim=(times[0], times[-1]))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
     figure.legend(loc="outside lower right", frameon=False, ncols=2, reverse=True)

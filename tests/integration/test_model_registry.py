@@ -49,6 +49,8 @@ def test_a_version_is_found_by_the_tags_it_was_registered_with(registry: ModelRe
     assert found.version == "2"
     assert registry.find_version(name, tags={"number": "4"}) is None
     assert registry.find_version("nobody", tags={"number": "2"}) is None
+    assert versions[2] in registry.versions_with({"number": "3"})  # of any model
+    assert registry.versions_with({"number": "4"}) == []
     twin = registry.register(name, model_uri=versions[0].source_uri, run_id=versions[0].run_id, tags={"number": "2"})
     assert registry.find_version(name, tags={"number": "2"}) == twin
 
