@@ -167,10 +167,10 @@ def main() -> int:
         size = size._replace(workers=arguments.count)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through the `finally` that end the drivers
     with tempfile.TemporaryDirectory(prefix="download-kill-") as temporary, origin(latency_s=LATENCY_S) as web:
-        return _run(Path(temporary), web, size, arguments.seed)
+        return run(Path(temporary), web, size, arguments.seed)
 
 
-def _run(temporary: Path, web: Origin, size: Size, seed: int) -> int:
+def run(temporary: Path, web: Origin, size: Size, seed: int) -> int:
     write_list(temporary / "urls.parquet", rows=size.rows, host=web.host)
     folders = {name: temporary / name for name in ("calm", "struck")}
     specs = {}

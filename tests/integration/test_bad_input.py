@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.manifest import read_manifest
+from data_prep.raw import iter_outcomes
 from data_prep.sample.links import write_url_list
 from data_prep.sample.serve import serving_sample
+from infra import storage
 from infra.cluster import ClusterConfig, connected
 from infra.tracking import TrackingConfig
 from pipeline import runner
@@ -43,6 +45,11 @@ class Run:
     def folder(self, step: str) -> Path:
         (found,) = self.workspace.glob(f"{step}-*")
         return found
+
+    def planned(self) -> dict[str, str]:
+        """Address of each step."""
+        config = load_run_config(Path(QUICKSTART), tuple(self.settings))
+        return {entry.step.name: entry.output_uri for entry in runner.plan(config)}
 
     def done(self) -> list[str]:
         return sorted(path.parent.name.rpartition("-")[0] for path in self.workspace.glob("*/step.json"))
@@ -167,6 +174,29 @@ def test_a_list_where_everything_fails_says_why_and_is_tried_again(run: Run, tmp
         assert f"What became of each row: {outcomes}" in ended.error
         assert pq.read_table(outcomes).num_rows == 21
         assert run.done() == []
+
+
+def test_more_rounds_of_a_finished_download_go_on_in_its_folder(run: Run, tmp_path: Path, ray_cluster: None) -> None:
+    with serving_sample() as base:
+        write_url_list(str(tmp_path / "all.parquet"), split="evaluation", base_url=base)
+        rows = pq.read_table(tmp_path / "all.parquet").slice(0, 10).to_pylist()
+        rows[0]["url"], rows[1]["url"] = f"{base}/status/503", f"{base}/status/404"
+        policy = {"allowed_private_hosts": [base.removeprefix("http://")], "retry_wait_s": 0}
+        for dataset in ("train", "evaluation"):
+            run.download_from(write_rows(tmp_path / "urls.parquet", rows), dataset, policy=policy)
+        assert "8 of 10 downloaded, 2 failed: http_404 1, http_503 1" in run("download").output
+        before = run.planned()
+        run.settings.append("datasets.train.download.rounds=2")
+        after = run.planned()
+        assert [name for name in before if before[name] == after[name]][:2] == ["download-train", "download-evaluation"]
+        assert before["curate-train"] != after["curate-train"]
+        assert "begun  Download the train pictures" in run("status").output
+        assert "8 of 10 downloaded in 2 rounds, 2 failed" in run("download").output
+        raw = storage.join(after["download-train"], "raw")
+        rounds = {row["uid"]: row["round"] for table in iter_outcomes(raw) for row in table.to_pylist()}
+        assert [rounds[str(row["uid"])] for row in rows[:3]] == [2, 1, 1]
+        run.settings.pop()
+        assert "has been through 2 rounds" in run("download").error
 
 
 # ---- pictures inside parquet files -----------------------------------------------------------------------------------

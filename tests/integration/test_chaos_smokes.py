@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import address_tricks, damaged_checkpoints, origin_faults, train_kill
+from tests.chaos import address_tricks, damaged_checkpoints, download_kill, origin_faults, poisoned_rows, train_kill
 
 pytestmark = pytest.mark.integration
 
@@ -34,3 +34,18 @@ def test_no_trick_reaches_this_machine() -> None:
     found = address_tricks.strike(count=10 * len(address_tricks.TRICKS), seed=1)
     assert (found.wrong, found.strayed, found.connections) == ([], [], 0)
     assert found.noticed == 3
+
+
+def test_poisoned_rows_are_excluded_and_reported_and_no_others(tmp_path: Path) -> None:
+    found = poisoned_rows.strike(tmp_path, poisoned=2, seed=1)
+    assert (found["excluded"], found["reported"], found["counted"]) == (2, 2, 2)
+    assert (found["stored_although_poisoned"], found["others_excluded"]) == (0, 0)
+
+
+def test_a_download_whose_worker_and_driver_were_killed_ends_like_a_calm_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = download_kill.Size(rows=80, rows_in_partition=10, workers=1, drivers=1)
+    with download_kill.origin(latency_s=0.02) as web:
+        status = download_kill.run(tmp_path, web, size, 1)
+    assert status == 0, capsys.readouterr()

@@ -9,7 +9,7 @@ import pytest
 from data_prep.curate import KEEP_LIST_NAME, CurateConfig, curate
 from data_prep.download import download
 from data_prep.download_config import DownloadConfig
-from data_prep.fan_out import TaskConfig, WorkerDiedError, fan_out
+from data_prep.fan_out import MAX_FAILED, Done, Failed, TaskConfig, WorkerDiedError, fan_out, fan_out_each
 from data_prep.fetch_policy import FetchPolicy
 from data_prep.manifest import read_manifest, verify_shards
 from data_prep.raw import DownloadReport
@@ -126,3 +126,40 @@ def test_a_task_that_always_dies_and_one_that_raises_end_with_their_own_errors()
         list(fan_out(_die, [()], TaskConfig(max_retries=0)))
     with pytest.raises(BadInputError, match="no good"):
         list(fan_out(_refuse, [()], TaskConfig()))
+
+
+def _fail_if_odd(number: int) -> int:
+    if number % 2:
+        raise OSError(f"{number} is odd")
+    return number
+
+
+def _count_and_fail(folder: str) -> None:
+    from uuid import uuid4
+
+    (Path(folder) / str(uuid4())).touch()
+    raise RuntimeError("not yet")
+
+
+def test_a_task_that_fails_for_good_leaves_the_others_alone(tmp_path: Path) -> None:
+    config = TaskConfig(max_retries=1, retry_wait_s=0.01, max_in_flight=2)
+    ended = list(fan_out_each(_fail_if_odd, ((number,) for number in range(6)), config))
+    assert sorted(one.result for one in ended if isinstance(one, Done)) == [0, 2, 4]
+    assert sorted((one.place, one.tries, str(one.error)) for one in ended if isinstance(one, Failed)) == [
+        (number, 2, f"{number} is odd") for number in (1, 3, 5)
+    ]
+    assert len(list(fan_out_each(_count_and_fail, [(str(tmp_path),)], config))) == 1
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_arguments_are_taken_as_there_is_room_and_no_more_after_many_failures() -> None:
+    taken = []
+
+    def arguments() -> Iterator[tuple[int]]:
+        for number in range(1000):
+            taken.append(number)
+            yield (2 * number + 1,)
+
+    ended = list(fan_out_each(_fail_if_odd, arguments(), TaskConfig(max_retries=0, max_in_flight=3)))
+    assert all(isinstance(one, Failed) for one in ended)
+    assert MAX_FAILED <= len(ended) == len(taken) <= MAX_FAILED + 3
