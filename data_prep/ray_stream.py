@@ -6,6 +6,7 @@ So a pass goes on by leaving out the inputs whose result is there, which Ray Dat
 
 import json
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -45,12 +46,14 @@ def stream(
 
     # an input is a block of its own, so that its row comes back as soon as it is done
     inputs = ray.data.from_items(list(range(len(arguments))), override_num_blocks=len(arguments))
-    results = inputs.map(
-        call,
-        num_cpus=config.num_cpus,
-        concurrency=min(config.max_in_flight, len(arguments)),
-        ray_remote_args_fn=lambda: {"max_retries": config.max_retries},
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of the one way to say `max_retries`, which is endless else
+        results = inputs.map(
+            call,
+            num_cpus=config.num_cpus,
+            concurrency=min(config.max_in_flight, len(arguments)),
+            ray_remote_args_fn=lambda: {"max_retries": config.max_retries},
+        )
     try:
         for row in results.iter_rows():
             if row["failure"]:

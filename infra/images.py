@@ -25,6 +25,7 @@ MAX_PIXELS = 64_000_000
 # MPO is a JPEG with further pictures behind the first, as phones write it; Pillow finds it while opening a JPEG
 _PILLOW_FORMATS: dict[str, ImageFormat] = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "WEBP": "webp"}
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+_ROWS_AT_ONCE = 256
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
@@ -109,10 +110,13 @@ def flatten(pixels: np.ndarray, *, background: tuple[int, int, int]) -> np.ndarr
     """(H, W, 3 or 4) uint8 -> (H, W, 3) uint8, transparency laid over `background`."""
     if pixels.shape[2] == 3:
         return pixels
-    alpha = pixels[:, :, 3:].astype(np.uint16)
+    flat = np.empty((*pixels.shape[:2], 3), dtype=np.uint8)
     ground = np.asarray(background, dtype=np.uint16)
-    mixed = pixels[:, :, :3] * alpha + ground * (255 - alpha)
-    return ((mixed + 127) // 255).astype(np.uint8)
+    for start in range(0, len(pixels), _ROWS_AT_ONCE):  # in 16 bits the whole would take four times the picture
+        rows = pixels[start : start + _ROWS_AT_ONCE]
+        alpha = rows[:, :, 3:].astype(np.uint16)
+        flat[start : start + _ROWS_AT_ONCE] = (rows[:, :, :3] * alpha + ground * (255 - alpha) + 127) // 255
+    return flat
 
 
 class _JpegHeader(NamedTuple):

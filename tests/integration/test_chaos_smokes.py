@@ -5,7 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import address_tricks, damaged_checkpoints, download_kill, origin_faults, poisoned_rows, train_kill
+from infra.cluster import ClusterConfig, connected
+from tests.chaos import (
+    _damaged_tars,
+    address_tricks,
+    damaged_checkpoints,
+    damaged_shards,
+    download_kill,
+    origin_faults,
+    poisoned_rows,
+    train_kill,
+)
+from tests.chaos._hostile_pictures import KINDS
 
 pytestmark = pytest.mark.integration
 
@@ -49,3 +60,11 @@ def test_a_download_whose_worker_and_driver_were_killed_ends_like_a_calm_one(
     with download_kill.origin(latency_s=0.02) as web:
         status = download_kill.run(tmp_path, web, size, 1)
     assert status == 0, capsys.readouterr()
+
+
+def test_damaged_shards_and_hostile_pictures_are_caught() -> None:
+    count = len(_damaged_tars.CHANGED) + len(_damaged_tars.made("/canary"))
+    with connected(ClusterConfig(num_cpus=2)):
+        struck = damaged_shards.strike(count=count, seed=1)
+    assert struck.kinds.total() == count + len(KINDS)
+    assert (struck.problems, struck.lost) == ([], 0)
