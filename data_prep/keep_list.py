@@ -19,7 +19,7 @@ from infra import storage
 
 KEEP_LIST_NAME = "keep.parquet"
 RULES = "rules"
-_SAMPLES_AT_ONCE = 100_000
+_SAMPLES_AT_ONCE = 50_000
 
 KEEP_SCHEMA = pa.schema(
     [
