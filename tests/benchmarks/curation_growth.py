@@ -5,9 +5,9 @@ another, a tenth looks like another (one to four bits of the hash differ), every
 What is measured is all that the driver does with them: reading, rules, and the keep lists on disk.  Each size is a process
 of its own, in rounds that take turns; memory is the growth of its peak.
 
-Growth is the slope of log CPU time over log size, fitted to the three sizes; CPU time, because it does not count what else the
-machine does.  n log n itself has a slope of about 1.09 from 10^4 to 10^6.  The goal leaves 0.1 for noise, and for caches that no
-longer hold the larger sizes.
+Growth is the slope of log CPU time over log size, fitted to the three sizes; CPU time, because it does not count what else
+the machine does.  n log n itself has a slope of about 1.09 from 10^4 to 10^6.  The goal leaves 0.1 for noise, and for caches
+that no longer hold the larger sizes.
 """
 
 import hashlib
