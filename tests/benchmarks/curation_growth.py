@@ -1,4 +1,4 @@
-"""Growth of curation over 10^4, 10^5 and 10^6 samples: filters, exact and perceptual duplicates, and the lists written."""
+"""Growth of curation over 10^4, 10^5 and 10^6 samples: filters, exact and perceptual duplicates, and the lists written.
 
 The measurements are synthetic, as a pass over raw shards would have left them: a tenth of the samples repeats the bytes of
 another, a tenth looks like another (one to four bits of the hash differ), every hundredth picture is the same white one.
