@@ -218,3 +218,29 @@ def test_a_model_to_start_or_learn_from_is_known_by_its_content(setting: str, tm
         found.append(addresses(f"training.{setting}={tmp_path / place}")["train"])
     assert found[0] == found[1] != found[2]
     assert found[0] != addresses()["train"]
+
+
+def test_leaving_out_evaluation_pictures_takes_one_line_and_their_curation_comes_first(tmp_path: Path) -> None:
+    line = "datasets.train.curate.exclude_near=[evaluation]"
+    planned = plan(load_run_config(QUICKSTART, (line,)))
+    names = [entry.step.name for entry in planned]
+    assert names.index("curate-evaluation") < names.index("curate-train")
+    assert "curate-evaluation" in next(entry.step.reads for entry in planned if entry.step.name == "curate-train")
+    plain = {entry.step.name: entry.hash for entry in plan(load_run_config(QUICKSTART))}
+    changed = {entry.step.name for entry in planned if entry.hash != plain[entry.step.name]}
+    assert "curate-train" in changed
+    assert not {"download-train", "curate-evaluation", "shard-evaluation"} & changed
+    with pytest.raises(BadInputError, match="only train can leave out evaluation"):
+        load_run_config(QUICKSTART, ("datasets.evaluation.curate.exclude_near=[train]",))
+
+
+def test_a_changed_score_file_gives_a_new_address(tmp_path: Path) -> None:
+    scores = tmp_path / "scores.parquet"
+    line = f"datasets.train.curate.scores=[{{name: clip, uri: {scores}, min: 0.2}}]"
+    with pytest.raises(BadInputError, match="does not exist"):
+        plan(load_run_config(QUICKSTART, (line,)))
+    hashes = []
+    for content in (b"one", b"other"):
+        scores.write_bytes(content)
+        hashes.append({entry.step.name: entry.hash for entry in plan(load_run_config(QUICKSTART, (line,)))}["curate-train"])
+    assert hashes[0] != hashes[1]
