@@ -30,6 +30,8 @@ from infra.errors import CorruptArtefactError
 LOOKS = "looks"
 DAMAGED_NAME = "damaged.parquet"
 DAMAGED = "damaged_shard"
+VERSION = 1
+"""Raise it when the same picture or caption would be measured otherwise."""
 _MEASURED = b"measured"
 _TEXTS = ("caption", "concept", "group", "source", "licence")
 
@@ -118,7 +120,7 @@ def num_looked_at(output_uri: str) -> int:
 
 
 def _fingerprint(shard: RawShard, config: LookConfig) -> str:
-    return content_hash({"shard": shard.model_dump(), "config": config.model_dump()})
+    return content_hash({"version": VERSION, "shard": shard.model_dump(), "config": config.model_dump()})
 
 
 @contextmanager

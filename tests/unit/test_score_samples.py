@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import data_prep.curate
 import data_prep.import_pictures
@@ -18,6 +19,7 @@ from data_prep.picture_partition import ImportConfig
 from data_prep.raw import read_download_report
 from data_prep.scores import ScoreConfig
 from infra.errors import BadInputError
+from pipeline.cli import app
 from pipeline.score_samples import Scored, score_samples
 from tests.unit.data_helpers import no_progress, picture, run_here, write_parquet
 from training.bundle import load_bundle
@@ -64,6 +66,14 @@ def test_every_sample_has_the_cosine_of_the_neutral_features(raw: str, tmp_path:
         scored(raw, output)
     scored(raw, str(tmp_path / "clean.parquet"), clean_captions=True)
     assert pq.read_table(tmp_path / "clean.parquet").to_pylist()[1]["score"] != found["1"]
+
+
+def test_what_has_not_finished_is_told_before_anything_is_started(tmp_path: Path) -> None:
+    ended = CliRunner().invoke(app, ["score", str(tmp_path), "--output", str(tmp_path / "scores.parquet")])
+    assert isinstance(ended.exception, BadInputError)
+    assert "has not finished" in str(ended.exception)
+    ended = CliRunner().invoke(app, ["score", str(tmp_path), "--set", "a=1", "--output", str(tmp_path / "scores.parquet")])
+    assert "a raw folder has none" in str(ended.exception)
 
 
 def test_the_file_is_one_that_curation_keeps_by(raw: str, tmp_path: Path) -> None:
