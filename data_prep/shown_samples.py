@@ -17,8 +17,8 @@ MAX_REASONS = 40
 SIDE = 96
 """Pixels of a small picture's longer side."""
 MAX_SHOWN_CHARACTERS = 160
-NEVER_SHOWN = ("nsfw", "removed")
-"""Reasons whose pictures nobody asked to see: counted, not shown."""
+NEVER_SHOWN = ("nsfw", "removed", "damaged_shard")
+"""Words in reasons whose pictures nobody asked to see, or that are not known to be what they were: counted, not shown."""
 _WHITE = (255, 255, 255)
 
 

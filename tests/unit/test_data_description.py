@@ -118,7 +118,8 @@ def test_plots_and_numbers_lie_beside_the_page(described: Described) -> None:
 
 
 def test_pictures_that_nobody_asked_to_see_are_not_shown() -> None:
-    table = pa.table({"uid": ["a", "b"], "keep": [False, False], "reason": ["nsfw", "removed"]})
+    reasons = ["score_nsfw", "removed", "damaged_shard"]
+    table = pa.table({"uid": ["a", "b", "c"], "keep": [False] * 3, "reason": reasons})
     showing = Showing()
     showing.add(table)
     assert showing.samples("/nowhere") == []
