@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 import data_prep.curate
 import data_prep.import_pictures
+import data_prep.reshard
 from data_prep.curate import CurateConfig, CurateReport, curate
 from data_prep.dedup import DedupConfig
 from data_prep.filters import FilterConfig, LanguageConfig
@@ -27,6 +28,7 @@ from tests.unit.data_helpers import no_progress, picture, read_table, run_here, 
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_prep.curate, "stream", run_here)
     monkeypatch.setattr(data_prep.import_pictures, "fan_out", run_here)
+    monkeypatch.setattr(data_prep.reshard, "fan_out", run_here)
 
 
 class Pool:
