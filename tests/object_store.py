@@ -26,6 +26,7 @@ def object_store() -> Iterator[str]:
                 patched.setenv(name, value)
             patched.delenv("AWS_PROFILE", raising=False)
             fsspec.config.conf.pop("s3", None)
+            fsspec.get_filesystem_class("s3").clear_instance_cache()  # one that was asked without credentials remembers it
             fsspec.filesystem("s3", skip_instance_cache=True).mkdir(bucket)
             yield f"s3://{bucket}"
             fsspec.filesystem("s3").clear_instance_cache()  # one that knows this server must not outlive it
