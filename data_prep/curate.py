@@ -105,7 +105,7 @@ class CurateConfig(StrictModel):
 
     def identity(self) -> dict[str, Any]:
         """What decides the keep list.  Newer settings count where they are used, so that older runs keep their addresses."""
-        found = self.model_dump(mode="json")
+        found = self.model_dump(mode="json", exclude={"tasks": {"retry_wait_s"}})
         newer = CurateConfig.model_fields.keys() - {"filters", "dedup", "max_pixels", "tasks"}
         default = CurateConfig()
         for name in newer:

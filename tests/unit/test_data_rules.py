@@ -228,6 +228,7 @@ def test_datacomps_preset_gives_its_bounds_and_what_is_set_beside_it_goes_before
 
 def test_settings_that_are_not_used_leave_the_address_as_it_was() -> None:
     assert CurateConfig().identity().keys() == {"filters", "dedup", "max_pixels", "tasks"}
+    assert CurateConfig().identity()["tasks"] == {"num_cpus": 1.0, "max_retries": 2, "max_in_flight": 64}
     assert CurateConfig(clean_captions=True).identity()["clean_captions"] is True
 
 
