@@ -1,5 +1,6 @@
 """Everything the data steps do, on an object store: real S3 protocol over loopback, real img2dataset, real Ray."""
 
+import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +28,7 @@ from infra.cluster import ClusterConfig, connected
 from infra.errors import CorruptArtefactError
 from pipeline.config import load_run_config
 from pipeline.forget import forget
+from tests.command import Command
 from tests.object_store import object_store
 from tests.unit.data_helpers import body as answer
 from tests.unit.data_helpers import no_progress, picture, url_rows, web_server, write_parquet
@@ -40,6 +42,12 @@ DOWNLOAD, CURATE, SHARD = (f"{step}-evaluation-0123456789ab" for step in ("downl
 def bucket() -> Iterator[str]:
     with object_store() as uri, connected(ClusterConfig(num_cpus=2)):  # workers take the store's address with them
         yield uri
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def run(urls: str, raw_uri: str, config: DownloadConfig) -> DownloadReport:
@@ -121,6 +129,28 @@ def test_a_dataset_on_the_store_is_described_and_samples_are_forgotten(bucket: s
     resharded = f"{root}/shard-evaluation-ffffffffffff"
     reshard(ReshardConfig(), raw_uri=raw, keep_list_uri=keep_list, output_uri=resharded, progress=no_progress)
     assert read_manifest(resharded).num_samples == after.samples
+
+
+def test_the_commands_work_on_an_object_store(bucket: str, tmp_path: Path, hyperclip: Command) -> None:
+    settings = [f"workspace={bucket}/commands", f"tracking={{uri: 'sqlite:///{tmp_path}/mlflow.db'}}"]
+    settings += [f"datasets.{name}.source.port={free_port()}" for name in ("train", "evaluation")]
+    arguments = [str(QUICKSTART), *(part for setting in settings for part in ("--set", setting))]
+    made = hyperclip("describe", *arguments)
+    assert made.status == 0, made.error
+    (report,) = storage.list_files(f"{bucket}/commands/{_only(bucket, 'describe-train')}", suffix=".html")
+    assert report in made.output.replace("\n", "")
+    uid = next(iter_outcomes(f"{bucket}/commands/{_only(bucket, 'download-train')}/raw"))["uid"][0].as_py()
+    forgotten = hyperclip("forget", *arguments, "--uid", uid)
+    assert forgotten.status == 0, forgotten.error
+    assert not storage.exists(report)  # it may show the picture
+    assert hyperclip("describe", *arguments).status == 0
+    assert storage.exists(report)
+    assert hyperclip("forget", *arguments, "--uid", "nobody").status == 2
+
+
+def _only(bucket: str, step: str) -> str:
+    (found,) = [uri for uri in storage.list_folders(f"{bucket}/commands") if f"/{step}-" in uri]
+    return found.rpartition("/")[2]
 
 
 DOWNLOAD_THE_SECOND_PARTITION = """
