@@ -1,14 +1,15 @@
 """How a URL list is downloaded."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from data_prep.fan_out import TaskConfig
 from data_prep.fetch_policy import FetchPolicy
 from infra.config import StrictModel, content_hash
 
 _WITHOUT_EFFECT = {"threads", "min_success_rate", "max_reason_share", "rounds", "round_wait_s", "tasks"}
+MAX_REASON_SHARE = {"dns": 0.3, "connection": 0.3, "tls": 0.3, "timeout": 0.4, "forbidden_address": 0.3}
 
 
 class DownloadConfig(StrictModel):
@@ -31,14 +32,17 @@ class DownloadConfig(StrictModel):
     """Between two rounds."""
     min_success_rate: float = Field(default=0.5, ge=0, le=1)
     """Below it the step fails: something is wrong with the network or the list.  Repetitions of a row do not count."""
-    max_reason_share: dict[str, float] = Field(
-        default={"dns": 0.3, "connection": 0.3, "tls": 0.3, "timeout": 0.4, "forbidden_address": 0.3}
-    )
-    """Reason -> share of the rows above which the step fails (from 100 rows on).  These reasons point at our side: resolver,
-    network, certificates, load."""
+    max_reason_share: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict, validate_default=True)
+    """Reason -> share of the rows above which the step fails (from 100 rows on); 1 never does.  Those with a default point at
+    our own side: resolver, network, certificates, load."""
     policy: FetchPolicy = FetchPolicy()
     tasks: TaskConfig = TaskConfig()
     """How the partitions are run."""
+
+    @field_validator("max_reason_share", mode="before")
+    @classmethod
+    def _beside_the_defaults(cls, given: Any) -> Any:
+        return MAX_REASON_SHARE | given if isinstance(given, dict) else given
 
     def identity(self) -> dict[str, Any]:
         """What decides what a partition gives; threads and the like do not."""

@@ -158,6 +158,12 @@ def test_too_many_failures_that_point_at_our_own_side_fail_the_step(tmp_path: Pa
         assert web.requests["/a.webp"] == 1  # only where it went wrong is done again
 
 
+def test_a_share_that_is_set_stands_beside_the_others() -> None:
+    shares = DownloadConfig(max_reason_share={"dns": 1.0, "http_403": 0.1}).max_reason_share
+    assert shares == DownloadConfig().max_reason_share | {"dns": 1.0, "http_403": 0.1}
+    assert DownloadConfig().max_reason_share["tls"] == 0.3
+
+
 def test_a_partition_that_fails_for_good_is_named_and_the_others_are_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
