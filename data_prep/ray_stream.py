@@ -20,6 +20,13 @@ class TaskFailedError(HyperClipError):
     """A task could not do its work; storage is the usual cause."""
 
 
+class _Call:
+    """Arguments as they are: Arrow, in which rows travel, would make other types of them."""
+
+    def __init__(self, arguments: tuple[Any, ...]) -> None:
+        self.arguments = arguments
+
+
 def stream(
     function: Callable[..., tuple[Any, ...]], arguments: Sequence[tuple[Any, ...]], config: TaskConfig
 ) -> Iterator[tuple[Any, ...]]:
@@ -39,13 +46,12 @@ def stream(
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors travel as exceptions, progress by our own reports
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
-    shared = ray.put(list(arguments))  # Arrow, in which rows travel, would make other types of them
 
     def call(row: dict[str, Any]) -> dict[str, Any]:
-        return _called(function, ray.get(shared)[row["item"]], config.max_retries)
+        return _called(function, row["item"].arguments, config.max_retries)
 
     # an input is a block of its own, so that its row comes back as soon as it is done
-    inputs = ray.data.from_items(list(range(len(arguments))), override_num_blocks=len(arguments))
+    inputs = ray.data.from_items([_Call(each) for each in arguments], override_num_blocks=len(arguments))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of the one way to say `max_retries`, which is endless else
         results = inputs.map(

@@ -9,6 +9,7 @@ the tars lead, and everything else beside the output must stay as it was, and no
 
 import hashlib
 import logging
+import os
 import random
 import sys
 import tempfile
@@ -127,17 +128,24 @@ class PeakMemory(threading.Thread):
         for status in Path("/proc").glob("[0-9]*/status"):
             try:
                 text = status.read_text()
-                worker = b"ray::" in (status.parent / "cmdline").read_bytes()
+                worker = b"ray::" in (status.parent / "cmdline").read_bytes() and _is_ours(int(status.parent.name))
             except OSError:
                 continue  # it has ended
-            if worker:
-                fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-                self.peak = max(self.peak, int(fields["VmHWM"].split()[0]) / 1024 if "VmHWM" in fields else 0)
+            if worker and "VmHWM:" in text:
+                self.peak = max(self.peak, int(text.partition("VmHWM:")[2].split()[0]) / 1024)
 
     def end(self) -> float:
         self._ended.set()
         self.join()
         return self.peak
+
+
+def _is_ours(process: int) -> bool:
+    """Whether a process descends from this one; another Ray on this machine is none of ours."""
+    while process > 1 and process != os.getpid():
+        text = Path(f"/proc/{process}/status").read_text()
+        process = int(text.partition("PPid:")[2].split()[0])
+    return process == os.getpid()
 
 
 def strike(*, count: int, seed: int) -> Struck:
