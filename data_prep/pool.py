@@ -1,4 +1,4 @@
-"""What the rules need to know of all samples, as columns in memory: no captions, no pictures, some 150 bytes a sample.
+"""What the rules need to know of all samples, as columns in memory: no captions and no pictures among them.
 
 N samples, in the order of the list.
 """
