@@ -1,6 +1,5 @@
 """Everything the data steps do, on an object store: real S3 protocol over loopback, real img2dataset, real Ray."""
 
-import socket
 import subprocess
 import sys
 import threading
@@ -35,6 +34,7 @@ from tests.unit.data_helpers import no_progress, picture, url_rows, web_server, 
 
 pytestmark = pytest.mark.integration
 QUICKSTART = Path(__file__).parents[2] / "pipeline" / "configs" / "quickstart.yaml"
+OWN = QUICKSTART.with_name("own.yaml")
 DOWNLOAD, CURATE, SHARD = (f"{step}-evaluation-0123456789ab" for step in ("download", "curate", "shard"))
 
 
@@ -42,12 +42,6 @@ DOWNLOAD, CURATE, SHARD = (f"{step}-evaluation-0123456789ab" for step in ("downl
 def bucket() -> Iterator[str]:
     with object_store() as uri, connected(ClusterConfig(num_cpus=2)):  # workers take the store's address with them
         yield uri
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def run(urls: str, raw_uri: str, config: DownloadConfig) -> DownloadReport:
@@ -133,18 +127,24 @@ def test_a_dataset_on_the_store_is_described_and_samples_are_forgotten(bucket: s
 
 def test_the_commands_work_on_an_object_store(bucket: str, tmp_path: Path, hyperclip: Command) -> None:
     settings = [f"workspace={bucket}/commands", f"tracking={{uri: 'sqlite:///{tmp_path}/mlflow.db'}}"]
-    settings += [f"datasets.{name}.source.port={free_port()}" for name in ("train", "evaluation")]
-    arguments = [str(QUICKSTART), *(part for setting in settings for part in ("--set", setting))]
+    for number, name in enumerate(("train", "evaluation")):
+        rows = [
+            {"uid": f"{name}-{i}", "image": picture(10 * number + i, width=64, height=64), "caption": f"a {i}"}
+            for i in range(6)
+        ]
+        storage.write_atomic(f"{bucket}/{name}.parquet", Path(write_parquet(tmp_path / "pictures.parquet", rows)).read_bytes())
+        settings.append(f"datasets.{name}.source.uris=['{bucket}/{name}.parquet']")
+    arguments = [str(OWN), *(part for setting in settings for part in ("--set", setting))]
     made = hyperclip("describe", *arguments)
     assert made.status == 0, made.error
     (report,) = storage.list_files(f"{bucket}/commands/{_only(bucket, 'describe-train')}", suffix=".html")
     assert report in made.output.replace("\n", "")
-    uid = next(iter_outcomes(f"{bucket}/commands/{_only(bucket, 'download-train')}/raw"))["uid"][0].as_py()
-    forgotten = hyperclip("forget", *arguments, "--uid", uid)
+    forgotten = hyperclip("forget", *arguments, "--uid", "train-3")
     assert forgotten.status == 0, forgotten.error
     assert not storage.exists(report)  # it may show the picture
     assert hyperclip("describe", *arguments).status == 0
     assert storage.exists(report)
+    assert read_manifest(f"{bucket}/commands/{_only(bucket, 'shard-train')}").num_samples == 5
     assert hyperclip("forget", *arguments, "--uid", "nobody").status == 2
 
 
