@@ -10,6 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from typing import Literal
+
+from pydantic import PositiveInt
 
 from data_prep.accounting import require_all_accounted
 from data_prep.download_checks import require_plausible
@@ -22,16 +25,24 @@ from data_prep.raw import PARTITIONS_FOLDER, REPORT_NAME, DownloadReport, later_
 from data_prep.url_list import UrlListConfig
 from data_prep.url_plan import Partition, Plan, plan_url_list
 from infra import storage
-from infra.config import content_hash
+from infra.config import StrictModel, content_hash
 from infra.errors import BadInputError, HyperClipError
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, str], None]
+FINISHED_NAME = "finished_rounds.json"
 MAX_NAMED_PARTITIONS = 3
 _LOOK_UP_THREADS = 16
 Reports = dict[int, PartitionReport]
 """Of one round, by the number of the partition."""
+
+
+class FinishedRounds(StrictModel):
+    """Stays where `download.json` goes while further rounds are under way: what curation may have read."""
+
+    schema_version: Literal[1] = 1
+    rounds: PositiveInt
 
 
 class PartitionsFailedError(HyperClipError):
@@ -61,7 +72,7 @@ def download(
         output_uri=output_uri,
         on_rows=lambda rows: progress(rows, rows, "rows of the list read"),
     )
-    _begin(config, output_uri)
+    finished_rounds = _begin(config, output_uri)
     rounds: list[Reports] = []
     skipped = 0
     for number in range(1, config.rounds + 1):
@@ -75,21 +86,31 @@ def download(
         status = DownloadStatus(config, partitions, done.values(), output_uri=output_uri, progress=progress)
         done |= _run_round(missing, config, output_uri, status)
         rounds.append(done)
-    result = _report(config, plan, rounds, output_uri)
+    result = _report(config, plan, rounds, output_uri, finished_rounds)
     result = result.rebuilt(seconds=time.monotonic() - started, skipped_partitions=skipped)
+    storage.write_atomic(storage.join(output_uri, FINISHED_NAME), FinishedRounds(rounds=config.rounds).model_dump_json())
     storage.write_atomic(storage.join(output_uri, REPORT_NAME), result.model_dump_json(indent=1))
     return result
 
 
-def _begin(config: DownloadConfig, output_uri: str) -> None:
-    """Not done until it is done again, and without what a round left that is no longer asked for."""
-    uri = storage.join(output_uri, REPORT_NAME)
-    if storage.exists(uri) and (rounds := storage.read_model(uri, DownloadReport).rounds) > config.rounds:
-        raise BadInputError(f"{output_uri} has been through {rounds} rounds; set rounds={rounds} or more, or remove it")
-    storage.remove(uri)
+def _begin(config: DownloadConfig, output_uri: str) -> int:
+    """Not done until it is done again, and without what a round left that is no longer asked for.
+
+    Returns:
+        The rounds that a download before ended with, 0 where none has ended: what lies there is left as it is.
+
+    Raises:
+        BadInputError: those are more than are asked for now.
+    """
+    uri = storage.join(output_uri, FINISHED_NAME)
+    finished = storage.read_model(uri, FinishedRounds).rounds if storage.exists(uri) else 0
+    if finished > config.rounds:
+        raise BadInputError(f"{output_uri} has been through {finished} rounds; set rounds={finished} or more, or remove it")
+    storage.remove(storage.join(output_uri, REPORT_NAME))
     for folder in later_rounds(output_uri):
         if int(folder.rpartition("/")[2]) > config.rounds:
             storage.remove(folder)
+    return finished
 
 
 def _of_round(plan: Plan, number: int, before: list[Reports], output_uri: str) -> Iterator[Partition]:
@@ -151,7 +172,7 @@ def _download_partition(partition: Partition, config: DownloadConfig, output_uri
     return download_partition(partition, config, output_uri=output_uri)
 
 
-def _report(config: DownloadConfig, plan: Plan, rounds: list[Reports], output_uri: str) -> DownloadReport:
+def _report(config: DownloadConfig, plan: Plan, rounds: list[Reports], output_uri: str, finished_rounds: int) -> DownloadReport:
     """The sums over all partitions and rounds, held against the list and the floors."""
     downloaded, failed, formats = Counter[int](), dict[int, Counter[str]](), Counter[str]()
     for last, reports in enumerate(rounds, start=1):
@@ -164,7 +185,15 @@ def _report(config: DownloadConfig, plan: Plan, rounds: list[Reports], output_ur
             counts.update(report.failed)
         assert last > 1 or len(reports) == len(plan.rows_hashes)
     requested = {number: report.requested for number, report in rounds[0].items()}
-    require_plausible(config, plan, requested=requested, downloaded=downloaded, failed=failed, output_uri=output_uri)
+    require_plausible(
+        config,
+        plan,
+        requested=requested,
+        downloaded=downloaded,
+        failed=failed,
+        output_uri=output_uri,
+        finished_rounds=finished_rounds,
+    )
     in_all = sum(failed.values(), Counter())
     require_all_accounted("download", seen=plan.num_rows, out=downloaded.total(), lost=in_all)
     every = [report for reports in rounds for _, report in sorted(reports.items())]

@@ -121,7 +121,9 @@ def fan_out_each(
                 else:
                     one = found
                 running[remote.remote(*one.arguments)] = one
-            wait_s = max(0.0, later[0][0] - time.monotonic()) if later else None
+            # one that is due has to wait for room all the same
+            room = len(running) < config.max_in_flight
+            wait_s = max(0.0, later[0][0] - time.monotonic()) if later and room else None
             if not running:
                 time.sleep(wait_s or 0.0)
                 continue

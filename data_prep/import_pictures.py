@@ -16,7 +16,7 @@ from data_prep.accounting import describe, require_all_accounted
 from data_prep.fan_out import absolute, fan_out
 from data_prep.partition_report import PartitionReport, finished_report, outcomes_uri
 from data_prep.picture_partition import ImportConfig, PicturePartition, column_names, import_partition, picture_type_problem
-from data_prep.raw import OUTCOMES_FOLDER, REPORT_NAME, DownloadReport, iter_outcomes
+from data_prep.raw import OUTCOMES_FOLDER, REMOVED, REPORT_NAME, DownloadReport, iter_outcomes
 from data_prep.uid_digests import UidDigests, digests_of, doubled
 from data_prep.url_list import MAX_NAMED_ROWS, parquet_files
 from infra import storage
@@ -66,7 +66,7 @@ def import_pictures(
         failed.update(report.failed)
         formats.update(report.formats)
     require_all_accounted("import", seen=requested, out=downloaded, lost=failed)
-    if not downloaded or downloaded < config.min_success_rate * requested:
+    if not downloaded or downloaded < config.min_success_rate * (requested - failed[REMOVED]):
         raise DataLossError(
             f"only {downloaded:,} of {requested:,} pictures could be used: {downloaded / requested:.1%}, and "
             f"the floor (min_success_rate) is {config.min_success_rate:.1%}. Failed: {describe(failed)}. "

@@ -79,11 +79,16 @@ def read_schema(file_uri: str, *, header: Sequence[str] | None) -> pa.Schema:
                     return pa.schema([(name, pa.string()) for name in reader.schema.names])
 
 
-def iter_batches(file_uri: str, columns: Sequence[str], *, header: Sequence[str] | None) -> Iterator[pa.Table]:
+def iter_batches(
+    file_uri: str, columns: Sequence[str], *, header: Sequence[str] | None, absent: Sequence[str] = ()
+) -> Iterator[pa.Table]:
     """The rows of a file, at most `BATCH_ROWS` at a time, of these columns only.
 
+    Args:
+        absent: columns that `read_schema` did not find.  Lines of JSON may have them all the same, further down.
+
     Raises:
-        BadInputError: as `read_schema`; also in the middle of the file.
+        BadInputError: as `read_schema`; also in the middle of the file; or an absent column turns up.
     """
     found = _format(file_uri)
     names = list(columns)
@@ -98,11 +103,22 @@ def iter_batches(file_uri: str, columns: Sequence[str], *, header: Sequence[str]
         schema = read_schema(file_uri, header=header)
         types = {name: pa.string() if pa.types.is_null(schema.field(name).type) else schema.field(name).type for name in names}
         with _opened(file_uri, found) as file:
-            reader = _json_reader(file, types) if found.kind == "json" else _csv_reader(file, found.kind, header, types)
+            late = dict.fromkeys(absent, pa.string()) if found.kind == "json" else {}
+            reader = _json_reader(file, types | late) if found.kind == "json" else _csv_reader(file, found.kind, header, types)
             with reader:
                 for batch in reader:
+                    _refuse_late(batch, list(late), file_uri)
                     for start in range(0, batch.num_rows, BATCH_ROWS):
                         yield pa.Table.from_batches([batch.slice(start, BATCH_ROWS)]).select(names)
+
+
+def _refuse_late(batch: pa.RecordBatch, names: Sequence[str], file_uri: str) -> None:
+    for name in names:
+        if batch[name].null_count < batch.num_rows:
+            raise BadInputError(
+                f"{file_uri}: {name!r} is in none of the first {_LINES_FOR_TYPES:,} lines, and in later ones; "
+                "write it in the first line too, null where there is nothing"
+            )
 
 
 def _format(file_uri: str) -> _Format:

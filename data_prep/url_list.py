@@ -79,18 +79,23 @@ class UrlListConfig(StrictModel):
 
 
 def read_rows(uri: str, config: UrlListConfig) -> Iterator[pa.Table]:
-    """The rows of a list under our names, a batch at a time, with those of the columns wanted that all its files have.
+    """The rows of a list under our names, a batch at a time, with those of the columns wanted that the file of each has.
 
     Raises:
-        BadInputError: nothing there, a file of another format, a missing or wrongly typed column.
+        BadInputError: nothing there, a file of another format, a missing or wrongly typed column, uids in some files only.
     """
     files = list_files(uri)
     names = [_names_there(file, config) for file in files]
-    common = [ours for ours in names[0] if all(ours in each for each in names)]
+    without = [file for file, theirs in zip(files, names, strict=True) if "uid" not in theirs]
+    if 0 < len(without) < len(files):
+        raise BadInputError(
+            f"{without[0]} has no column {config.uid!r}, and other files of {uri} have: give uids to all of them"
+        )
     for file, theirs in zip(files, names, strict=True):
-        columns = list(dict.fromkeys(theirs[ours] for ours in common))
-        for batch in iter_batches(file, columns, header=config.header):
-            yield cast_text(pa.table({ours: batch[theirs[ours]] for ours in common}), file)
+        columns = list(dict.fromkeys(theirs.values()))
+        absent = {getattr(config, name) for name in OPTIONAL_COLUMNS} - set(columns)
+        for batch in iter_batches(file, columns, header=config.header, absent=sorted(absent)):
+            yield cast_text(pa.table({ours: batch[found] for ours, found in theirs.items()}), file)
 
 
 def check_columns(uri: str, config: UrlListConfig) -> None:
@@ -165,6 +170,7 @@ def cast_text(table: pa.Table, uri: str) -> pa.Table:
             if not text and field.name != "captions":
                 raise pa.ArrowInvalid(f"cannot read {found} as text")
             arrays.append(table[field.name].cast(field.type))
+            arrays[-1].validate(full=True)  # a parquet file may hold bytes that are no text
         except pa.ArrowException as error:
             raise BadInputError(f"{uri}: column {field.name!r} is {found}, expected {field.type}: {error}") from error
     return pa.table(arrays, schema=pa.schema(fields))

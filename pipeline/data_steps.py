@@ -7,7 +7,7 @@ from typing import Any, get_args
 from data_prep.accounting import describe
 from data_prep.curate import KEEP_LIST_NAME, CurateConfig, curate
 from data_prep.download import download
-from data_prep.download_checks import TooFewDownloadedError
+from data_prep.download_checks import NOT_ASKED, TooFewDownloadedError
 from data_prep.download_config import DownloadConfig
 from data_prep.import_pictures import import_pictures
 from data_prep.list_files import list_files
@@ -19,7 +19,6 @@ from data_prep.sample.links import write_url_list
 from data_prep.sample.pictures import SAMPLE_URI
 from data_prep.sample.serve import serving_sample
 from data_prep.url_list import UrlListConfig, check_columns, parquet_files
-from data_prep.url_plan import REPEATED
 from infra import storage
 from infra.errors import BadInputError, DataLossError
 from pipeline.config import DatasetConfig, DatasetName, PicturesSource, RunConfig, SampleSource, UrlListSource
@@ -96,20 +95,26 @@ def _curate_settings(dataset: DatasetConfig) -> dict[str, Any]:
 
 
 def _has_more_rounds(record: StepRecord, config: DownloadConfig) -> bool:
-    """Whether a finished download has rounds to go, or brought less than what is asked for by now."""
-    facts = record.facts
-    once = facts.get("requested", 0) - facts.get("failed", {}).get(REPEATED, 0)
-    too_few = facts.get("downloaded", 0) < config.min_success_rate * once
-    return too_few or config.rounds > facts.get("rounds", 1)
+    return bool(config.rounds > record.facts.get("rounds", 1))
 
 
 def _check_download(record: StepRecord, config: DownloadConfig, name: DatasetName) -> None:
+    """Raises BadInputError where a finished download is not what is asked for by now."""
     check_inputs_unchanged(record)
-    rounds = record.facts.get("rounds", 1)
+    facts = record.facts
+    rounds = facts.get("rounds", 1)
     if config.rounds < rounds:
         raise BadInputError(
             f"the download of {name} has been through {rounds} rounds, and the pictures of the later ones are "
             f"among the others: --set datasets.{name}.download.rounds={rounds}, or hyperclip clean"
+        )
+    asked = facts.get("requested", 0) - sum(facts.get("failed", {}).get(reason, 0) for reason in NOT_ASKED)
+    arrived = facts.get("downloaded", 0)
+    if arrived < config.min_success_rate * asked:
+        raise BadInputError(
+            f"the finished download of {name} brought {arrived:,} of {asked:,} pictures, {arrived / asked:.1%}, and "
+            f"min_success_rate is {config.min_success_rate:.1%} by now: lower it, fetch again what may have passed with --set "
+            f"datasets.{name}.download.rounds={rounds + 1}, or begin anew after hyperclip clean"
         )
 
 

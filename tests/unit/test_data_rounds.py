@@ -158,6 +158,40 @@ def test_too_many_failures_that_point_at_our_own_side_fail_the_step(tmp_path: Pa
         assert web.requests["/a.webp"] == 1  # only where it went wrong is done again
 
 
+def test_what_a_finished_download_left_is_not_fetched_again_for_a_floor_that_was_raised(tmp_path: Path) -> None:
+    """Curation has read it: another outcome in the same folder would leave offsets of bytes that are gone."""
+    with web_server({"/a.webp": body(PICTURES["a"]), "/b.webp": status(503)}) as web:
+        rows = url_rows(web.url, [*"abc"])
+        first = run(tmp_path, rows, web)
+        with pytest.raises(TooFewDownloadedError, match=r"only 1 of 3 pictures"):
+            run(tmp_path, rows, web, rounds=2, min_success_rate=0.6)
+        web.answers["/b.webp"] = body(PICTURES["b"])
+        assert run(tmp_path, rows, web, rounds=2, min_success_rate=0.6).downloaded == 2  # the second round, done again
+        assert (web.requests["/a.webp"], web.requests["/b.webp"], web.requests["/c.webp"]) == (1, 3, 1)
+        assert [row["round"] for row in outcomes(tmp_path)] == [1, 2, 1]
+        assert all(shard in run(tmp_path, rows, web, rounds=2).shards for shard in first.shards)
+
+
+def test_a_floor_missed_by_a_download_that_never_finished_makes_it_fetch_again(tmp_path: Path) -> None:
+    with web_server({"/a.webp": body(PICTURES["a"])}) as web:
+        rows = url_rows(web.url, [*"abc"])
+        with pytest.raises(TooFewDownloadedError):
+            run(tmp_path, rows, web, rounds=2, min_success_rate=0.6)
+        web.answers |= {"/b.webp": body(PICTURES["b"])}  # a 404 that was the network's doing
+        assert run(tmp_path, rows, web, rounds=2, min_success_rate=0.6).downloaded == 2
+
+
+def test_rows_that_repeat_count_for_no_floor_and_no_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_prep.download_checks, "ALARM_FROM_ROWS", 1)
+    with web_server({"/a.webp": body(PICTURES["a"])}) as web:
+        private = {"url": "http://127.0.0.2:9/x.webp", "caption": "x"}
+        rows = [{"url": f"{web.url}/a.webp", "caption": "a"}] * 4 + [private]
+        for _ in range(2):  # one of two: above the share, and tried again each time
+            with pytest.raises(TooFewDownloadedError, match="1 of 2 pictures failed with forbidden_address"):
+                run(tmp_path, rows, web, samples_per_partition=5, max_reason_share={"forbidden_address": 0.4})
+    assert web.requests["/a.webp"] == 2
+
+
 def test_a_share_that_is_set_stands_beside_the_others() -> None:
     shares = DownloadConfig(max_reason_share={"dns": 1.0, "http_403": 0.1}).max_reason_share
     assert shares == DownloadConfig().max_reason_share | {"dns": 1.0, "http_403": 0.1}

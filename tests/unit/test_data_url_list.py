@@ -1,6 +1,7 @@
 """The URL list is checked as a whole before anything is fetched."""
 
 import gzip
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,37 @@ def test_a_folder_is_read_in_order_of_name(tmp_path: Path) -> None:
     write_parquet(tmp_path / "list" / "1.parquet", [ROW])
     rows = planned(tmp_path / "list", tmp_path / "raw")
     assert [(row["uid"], row["row"]) for row in rows] == [("a", 0), ("b", 1)]
+
+
+def test_a_hash_in_one_file_of_a_folder_counts_there(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "list" / "1.parquet", [ROW])
+    write_parquet(tmp_path / "list" / "2.parquet", [ROW | {"uid": "b", "sha256": "ab" * 32}])
+    assert [row["sha256"] for row in planned(tmp_path / "list", tmp_path / "raw")] == [None, "ab" * 32]
+
+
+def test_uids_in_some_files_only_are_refused(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "list" / "1.parquet", [ROW])
+    write_parquet(tmp_path / "list" / "2.parquet", [{"url": ROW["url"], "caption": "x"}])
+    with pytest.raises(BadInputError, match=r"2.parquet has no column 'uid', and other files of .* have"):
+        planned(tmp_path / "list", tmp_path / "raw")
+
+
+def test_a_column_of_json_lines_that_comes_late_is_refused_by_name(tmp_path: Path) -> None:
+    """Else its values would be passed over: here, hashes that nobody checks."""
+    lines = [{"url": f"https://example.org/{i}.jpg", "caption": "x"} for i in range(1001)]
+    lines[-1]["sha256"] = "ab" * 32
+    (tmp_path / "late.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(BadInputError, match="'sha256' is in none of the first 1,000 lines, and in later ones"):
+        planned(tmp_path / "late.jsonl", tmp_path / "raw")
+
+
+@pytest.mark.parametrize("column", ["url", "caption"])
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path, column: str) -> None:
+    table = pa.table({name: pa.array([text.encode()]) for name, text in ROW.items()} | {column: pa.array([b"\xff\xfe"])})
+    arrays = [pa.StringArray.from_buffers(1, *array.chunk(0).buffers()[1:]) for array in table.columns]
+    pq.write_table(pa.table(arrays, names=table.column_names), tmp_path / "urls.parquet")
+    with pytest.raises(BadInputError, match=f"column '{column}' is string, expected string: .*UTF8"):
+        planned(tmp_path / "urls.parquet", tmp_path / "raw")
 
 
 # ---- formats and layouts ---------------------------------------------------------------------------------------------

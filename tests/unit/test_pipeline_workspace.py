@@ -13,6 +13,7 @@ from infra.errors import BadInputError
 from pipeline.cleaning import made_by_any
 from pipeline.cli import app
 from pipeline.config import load_run_config
+from pipeline.data_steps import data_steps
 from pipeline.report import report_uri
 from pipeline.runner import only_run_in, plan, state_uri
 from pipeline.steps import RECORD_NAME, StepRecord
@@ -61,6 +62,19 @@ def test_status_counts_a_finished_run_as_whole(begun: tuple[str, ...]) -> None:
         record = StepRecord(step=entry.step.name, summary="done", seconds=1)
         storage.write_atomic(f"{entry.output_uri}/{RECORD_NAME}", record.model_dump_json())
     assert CliRunner().invoke(app, ["status", *begun]).output.splitlines()[-1] == "14 of 14 steps done"
+
+
+def test_a_finished_download_is_refused_that_brought_less_than_is_asked_for_by_now() -> None:
+    config = load_run_config(QUICKSTART, ("datasets.train.download.min_success_rate=0.9",))
+    download = data_steps(config, "train")[0]
+    facts = {"requested": 110, "downloaded": 85, "failed": {"http_404": 15, "repeated": 6, "removed": 4}}
+    record = StepRecord(step=download.name, summary="done", seconds=1, facts=facts)
+    assert download.check_done and download.goes_on
+    assert not download.goes_on(record)
+    with pytest.raises(
+        BadInputError, match=r"brought 85 of 100 pictures, 85.0%, and min_success_rate is 90.0% by now: .*rounds=2"
+    ):
+        download.check_done(record)
 
 
 OTHER = "download-train-0123456789ab"
