@@ -91,7 +91,7 @@ def _run_img2dataset(table: pa.Table, config: DownloadConfig, *, folder: str, fi
             timeout=config.policy.timeout_s,
             number_sample_per_shard=config.samples_per_shard,
             oom_shard_count=SHARD_NAME_DIGITS,
-            compute_hash="sha256",
+            compute_hash="sha256" if verify else None,  # the opener has hashed what it received
             verify_hash_type="sha256" if verify else None,
             encode_format="jpg",
             retries=0,  # the opener retries, and only what may pass

@@ -1,7 +1,7 @@
 """Download rate beside img2dataset alone: the same origin, pictures, sizes and number of processes, all our checks on.
 
 10,000 JPEGs to 256 px from loopback with a latency of 5 and 200 ms, from a clean origin and from one where 10 % are missing and
-5 % drip.  Each side runs with the number of threads that is fastest for it at that latency, found beforehand on fewer pictures.
+5 % drip.  Each side runs with the number of threads that is fastest for it there, found beforehand on fewer pictures.
 
     python -m tests.benchmarks.download_vs_img2dataset
 """
@@ -33,8 +33,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="hyperclip-download-") as temporary:
         folder = Path(temporary)
         for latency_ms in latencies:
-            threads = best_threads(folder, latency_ms=latency_ms, count=trial)
             for faulty in (False, True):
+                threads = best_threads(folder, latency_ms=latency_ms, faulty=faulty, count=trial)
                 name = f"{'faulty' if faulty else 'clean'}_{latency_ms}_ms"
                 found = both_sides(folder, latency_ms=latency_ms, faulty=faulty, count=count, threads=threads, rounds=rounds)
                 ratio = median_rate(found["hyperclip"]) / median_rate(found["img2dataset"])
@@ -69,14 +69,14 @@ def main() -> int:
     )
 
 
-def best_threads(folder: Path, *, latency_ms: int, count: int) -> dict[str, int]:
-    """For each side the number of threads that is fastest on a clean origin; the first where `count` is 0."""
+def best_threads(folder: Path, *, latency_ms: int, faulty: bool, count: int) -> dict[str, int]:
+    """For each side the number of threads that is fastest on this origin; the first where `count` is 0."""
     if not count:
         return dict.fromkeys(SIDES, THREADS[0])
     rates: dict[str, dict[int, float]] = {side: {} for side in SIDES}
     for threads in THREADS:
         found = both_sides(
-            folder, latency_ms=latency_ms, faulty=False, count=count, threads=dict.fromkeys(SIDES, threads), rounds=1
+            folder, latency_ms=latency_ms, faulty=faulty, count=count, threads=dict.fromkeys(SIDES, threads), rounds=1
         )
         for side in SIDES:
             rates[side][threads] = median_rate(found[side])
