@@ -247,10 +247,11 @@ def _require_few_damaged(config: CurateConfig, raw: DownloadReport, damaged: dic
 def _write_damaged(raw: DownloadReport, damaged: dict[int, str], raw_uri: str, output_uri: str) -> str:
     """A row for every sample of the damaged shards, from what the download wrote down of it."""
     paths = pa.array([raw.shards[number].path for number in damaged])
-    parts = [
-        outcomes.filter(pc.is_in(outcomes["shard"], value_set=paths)).select(["row", "uid", "shard"])
-        for outcomes in iter_outcomes(raw_uri)
-    ]
+    parts = []
+    for outcomes in iter_outcomes(raw_uri):
+        # what was removed on request has a shard too, and counts as failed
+        chosen = pc.and_(pc.is_in(outcomes["shard"], value_set=paths), pc.equal(outcomes["state"], "downloaded"))
+        parts.append(outcomes.filter(chosen).select(["row", "uid", "shard"]))
     known = pa.concat_tables(parts).sort_by("row")
     blank = {name: pa.nulls(len(known), LOOK_SCHEMA.field(name).type) for name in LOOK_SCHEMA.names}
     columns = blank | {name: known[name] for name in known.column_names} | {"error": pa.array([DAMAGED] * len(known))}

@@ -5,6 +5,7 @@ worked out from the files, and files are replaced whole.  A picture in a raw sha
 the offsets of keep lists hold.
 """
 
+import hashlib
 import io
 import json
 import tarfile
@@ -16,14 +17,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_prep.partition_report import write_table
+from data_prep.partition_report import read_table, write_table
 from data_prep.raw import OUTCOMES_FOLDER, PARTITIONS_FOLDER, REMOVED, iter_outcomes, later_rounds
 from data_prep.raw import REPORT_NAME as RAW_REPORT_NAME
+from data_prep.raw_tar import scan_tar
 from infra import storage
 from infra.errors import CorruptArtefactError
 
 Targets = dict[str, set[str] | None]
 """Samples to forget: uid -> SHA-256 of the pictures meant, None for any.  Two lists may use a uid for different pictures."""
+_NOTE = ".blanked"
+"""Beside a tar whose report does not have its new hash yet."""
 _CONTENT_COLUMNS = ("caption", "captions", "caption_original", "phash", "exif")
 
 
@@ -31,7 +35,7 @@ def is_meant(uid: str, sha256: str | None, targets: Targets) -> bool:
     if uid not in targets:
         return False
     hashes = targets[uid]
-    return hashes is None or sha256 in hashes
+    return hashes is None or sha256 is None or sha256 in hashes  # a keep list has none of the pictures in damaged shards
 
 
 def matching_rows(raw_uri: str, matches: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
@@ -48,6 +52,9 @@ def matching_rows(raw_uri: str, matches: Callable[[dict[str, Any]], bool]) -> li
 def forget_in_raw(raw_uri: str, rows: list[dict[str, Any]]) -> int:
     """Overwrite pictures and captions in the tars, then bring outcomes and reports in line; returns how many were stored.
 
+    A damaged tar stays one: its report keeps the hash of what was written once.  Where the samples cannot be found in it,
+    it is removed.
+
     Args:
         rows: outcomes, also those that count as removed already: a killed attempt may have left the rest undone.
     """
@@ -55,65 +62,88 @@ def forget_in_raw(raw_uri: str, rows: list[dict[str, Any]]) -> int:
     for row in rows:
         if row["shard"]:
             by_shard.setdefault(row["shard"], set()).add(row["uid"])
-    for shard, uids in by_shard.items():
-        _blank_in_tar(storage.join(raw_uri, shard), uids)
-        _blank_in_parquet(storage.join(raw_uri, shard.removesuffix(".tar") + ".parquet"), uids)
-    rounds = [raw_uri, *later_rounds(raw_uri)]
     uids = {row["uid"] for row in rows}
-    for folder in rounds:
-        for uri in storage.list_files(storage.join(folder, OUTCOMES_FOLDER), suffix=".parquet"):
-            _mark_outcomes(uri, uids)
+    for folder in [raw_uri, *later_rounds(raw_uri)]:
         for uri in storage.list_files(storage.join(folder, PARTITIONS_FOLDER), suffix=".json"):
-            outcomes = storage.join(folder, OUTCOMES_FOLDER, uri.rpartition("/")[2].removesuffix(".json") + ".parquet")
-            _recount_partition(uri, outcomes, raw_uri, touched=by_shard.keys())
+            outcomes_uri = storage.join(folder, OUTCOMES_FOLDER, uri.rpartition("/")[2].removesuffix(".json") + ".parquet")
+            outcomes = read_table(outcomes_uri)
+            here = uids.intersection(outcomes["uid"].to_pylist())
+            if not here:
+                continue
+            report = json.loads(storage.read_bytes(uri))
+            touched = [shard for shard in report["shards"] if shard["path"] in by_shard]
+            for shard in touched:
+                _blank_in_tar(storage.join(raw_uri, shard["path"]), by_shard[shard["path"]], reported=shard["sha256"])
+            for shard in report["shards"]:  # of all: they also have the captions of what failed
+                _blank_in_parquet(storage.join(raw_uri, shard["path"].removesuffix(".tar") + ".parquet"), here)
+            outcomes = _mark_outcomes(outcomes, outcomes_uri, here)
+            _recount_partition(uri, report, outcomes, raw_uri, touched=touched)
     _recount_download(raw_uri)
     return sum(len(uids) for uids in by_shard.values())
 
 
-def _blank_in_tar(uri: str, uids: set[str]) -> None:
-    data = bytearray(storage.read_bytes(uri))
-    changed = False
+def _blank_in_tar(uri: str, uids: set[str], *, reported: str) -> None:
+    if not storage.exists(uri):
+        return  # curation counts it as damaged
+    data = storage.read_bytes(uri)
+    blank = _blanked_tar(uri, data, uids)
+    if blank is None:
+        storage.remove(uri)  # damaged, and the pictures may be anywhere in it
+    elif blank != data:
+        noted = _noted(uri)
+        if hashlib.sha256(data).hexdigest() in (reported, *noted):
+            # before the tar: whenever this is cut off, its hash is in the report or in the note
+            storage.write_atomic(uri + _NOTE, json.dumps([*noted, hashlib.sha256(blank).hexdigest()]))
+        storage.write_atomic(uri, blank)
+
+
+def _blanked_tar(uri: str, data: bytes, uids: set[str]) -> bytes | None:
+    """The tar without these samples; None when it is damaged in a way that hides one of them."""
+    try:
+        uid_of = {sample.key: uid for sample in scan_tar(uri) if (uid := sample.record.get("uid")) in uids}
+    except (CorruptArtefactError, TypeError):  # a uid that is no text
+        return None
+    if uids - set(uid_of.values()):
+        return None
+    blank = bytearray(data)
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
         members = tar.getmembers()
-    meant = set()
     for member in members:
-        stem, _, suffix = member.name.rpartition(".")
+        key, _, suffix = member.name.rpartition(".")
+        if key not in uid_of:
+            continue
+        text = b""
         if suffix == "json":
             record = json.loads(data[member.offset_data : member.offset_data + member.size])
-            if record["uid"] in uids:
-                meant.add(stem)
-    for member in members:
-        stem, _, suffix = member.name.rpartition(".")
-        if stem not in meant:
-            continue
-        place = slice(member.offset_data, member.offset_data + member.size)
-        blank = bytes(member.size)
-        if suffix == "json":
-            record = json.loads(data[place])
-            text = json.dumps({"uid": record["uid"], "row": record.get("row"), REMOVED: True}).encode()
-            blank = text.ljust(member.size)
-            if len(blank) != member.size:
-                raise CorruptArtefactError(
-                    f"{uri}: {member.name} is too short to be blanked; remove the file and download it again"
-                )
-        changed |= data[place] != blank
-        data[place] = blank
-    if changed:
-        storage.write_atomic(uri, bytes(data))
+            text = json.dumps({"uid": uid_of[key], "row": record.get("row"), REMOVED: True}).encode().ljust(member.size)
+        if len(text) > member.size:
+            return None  # not as we write them
+        blank[member.offset_data : member.offset_data + member.size] = text or bytes(member.size)
+    return bytes(blank)
+
+
+def _noted(uri: str) -> list[str]:
+    """Hashes of a tar that an attempt meant to leave, and whose report may not tell yet."""
+    found: list[str] = json.loads(storage.read_bytes(uri + _NOTE)) if storage.exists(uri + _NOTE) else []
+    return found
 
 
 def _blank_in_parquet(uri: str, uids: set[str]) -> None:
     """img2dataset's own table beside a shard."""
     if not storage.exists(uri):
         return
-    with storage.open_read(uri) as file:
-        table = pq.read_table(file)
-    write_table(blanked(table, pc.is_in(table["uid"], pa.array(sorted(uids))), {"status": REMOVED}), uri)
+    data = storage.read_bytes(uri)
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+    except (pa.ArrowException, OSError):
+        storage.remove(uri)  # damaged; nothing reads it once the partition is done
+        return
+    chosen = pc.is_in(table["uid"], pa.array(sorted(uids), pa.string()))
+    if pc.any(chosen).as_py():
+        write_table(blanked(table, chosen, {"status": REMOVED}), uri)
 
 
-def _mark_outcomes(uri: str, uids: set[str]) -> None:
-    with storage.open_read(uri) as file:
-        table = pq.read_table(file)
+def _mark_outcomes(table: pa.Table, uri: str, uids: set[str]) -> pa.Table:
     meant = pc.is_in(table["uid"], pa.array(sorted(uids), pa.string()))
     chosen = pc.and_(meant, pc.equal(table["state"], "downloaded"))  # of one that failed there is nothing
     if pc.any(chosen).as_py():
@@ -121,7 +151,9 @@ def _mark_outcomes(uri: str, uids: set[str]) -> None:
         values = {"state": "failed", "reason": REMOVED} | dict.fromkeys(
             ("detail", "format", "width", "height", "bytes", "received_sha256", "received_bytes")
         )
-        write_table(blanked(table, chosen, values), uri)
+        table = blanked(table, chosen, values)
+        write_table(table, uri)
+    return table
 
 
 def blanked(table: pa.Table, chosen: Any, values: dict[str, Any]) -> pa.Table:
@@ -135,26 +167,27 @@ def blanked(table: pa.Table, chosen: Any, values: dict[str, Any]) -> pa.Table:
     return table
 
 
-def _recount_partition(uri: str, outcomes_uri: str, raw_uri: str, *, touched: Iterable[str]) -> None:
-    report = json.loads(storage.read_bytes(uri))
-    if not any(shard["path"] in touched for shard in report["shards"]):
-        return
-    for shard in report["shards"]:
+def _recount_partition(
+    uri: str, report: dict[str, Any], outcomes: pa.Table, raw_uri: str, *, touched: list[dict[str, Any]]
+) -> None:
+    """Bring a report in line.
+
+    Args:
+        touched: shards of the report, changed in place.
+    """
+    stored = Counter(outcomes.filter(pc.equal(outcomes["state"], "downloaded"))["shard"].to_pylist())
+    notes = []
+    for shard in touched:
         tar = storage.join(raw_uri, shard["path"])
-        shard |= {"samples": _num_stored(tar), "sha256": storage.sha256(tar)}
-    with storage.open_read(outcomes_uri) as file:
-        counts = _Counts([pq.read_table(file)])
+        shard["samples"] = stored[shard["path"]]
+        if noted := _noted(tar):
+            notes.append(tar + _NOTE)
+            if storage.exists(tar) and (found := storage.sha256(tar)) in noted:
+                shard["sha256"] = found
+    counts = _Counts([outcomes])
     storage.write_atomic(uri, json.dumps(report | counts.totals | {"formats": counts.formats}, indent=1))
-
-
-def _num_stored(uri: str) -> int:
-    """Samples in a raw tar, without those removed."""
-    count = 0
-    with storage.open_read(uri) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-        for member in tar:
-            content = tar.extractfile(member) if member.name.endswith(".json") else None
-            count += content is not None and not json.loads(content.read()).get(REMOVED)
-    return count
+    for note in notes:
+        storage.remove(note)
 
 
 def _recount_download(raw_uri: str) -> None:
