@@ -117,6 +117,7 @@ def _clear(output_uri: str, *, num_shards: int) -> None:
     for uri in storage.list_files(output_uri, suffix=".tar"):
         if uri.rpartition("/")[2] not in wanted:
             storage.remove(uri)
+    storage.remove_staged(output_uri)
 
 
 def _lineage(

@@ -132,6 +132,13 @@ def staged_file(uri: str) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_staged(uri: str) -> None:
+    """Remove what killed writers of staged files left anywhere in a folder; an object store holds nothing of the kind."""
+    if is_local(uri):
+        for path in list(local_path(uri).rglob(f".*.{'?' * 8}.tmp")):
+            path.unlink(missing_ok=True)
+
+
 def sync_file(path: Path) -> None:
     """Make a file's contents, or a rename in a folder, survive a power cut: a name is the folder's data, not the file's."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from data_prep.curate import KEEP_LIST_NAME
 from data_prep.curate import REPORT_NAME as CURATE_REPORT_NAME
@@ -29,6 +30,9 @@ from training.bundle import BUNDLE_NAME, BundleManifest
 
 SHOWS_SAMPLES = ("describe", "evaluate", "shipped", "serve")
 """Steps whose output shows samples of the shards they read, or names their places: removed, and made anew by the next run."""
+
+Inputs = dict[str, dict[str, str] | None]
+"""By the name of a step folder: the folders it read, by step; None where nobody can tell."""
 
 
 @dataclass
@@ -60,9 +64,10 @@ class Forgotten:
 
 @dataclass
 class _Found:
-    rows_of: dict[str, list[dict[str, object]]]
-    """Outcomes by raw folder."""
-    targets: Targets
+    rows_of: dict[str, list[dict[str, Any]]]
+    """Outcomes by the folder of a download or an import."""
+    targets_of: dict[str, Targets]
+    """By the folder of a curation or of shards."""
     reached: dict[str, int]
     unknown: list[str]
 
@@ -79,7 +84,8 @@ def forget(config: RunConfig, request: RemovalRequest, *, dry_run: bool) -> Forg
     if not storage.exists(workspace):
         raise BadInputError(f"there is nothing in {workspace}")
     with only_run_in(workspace):
-        found = _find(workspace, request)
+        inputs = _inputs(config)
+        found = _find(workspace, request, inputs)
         removals = read_removals(workspace)
         identifiers = sorted(request.identifiers)
         before = next((one for one in removals.removals if one.identifiers == identifiers), None)
@@ -89,23 +95,24 @@ def forget(config: RunConfig, request: RemovalRequest, *, dry_run: bool) -> Forg
                 f"nothing in {workspace} is named by {', '.join(sorted(found.unknown)[:10])}: check the spelling; uids are in "
                 "keep.parquet and outcomes, hosts are written without port"
             )
-        inputs = _inputs(config)
-        removed = sorted(_unfinished(workspace)) + _showing(workspace, inputs, touched=set(reached))
+        torn = sorted(_unfinished_raw(workspace))
+        gone_first = sorted(_unfinished(workspace)) + _showing(workspace, inputs, touched=set(reached))
         if not dry_run:
             at = before.at if before else datetime.now(UTC).isoformat(timespec="seconds")
             begun = Removal(identifiers=identifiers, at=at, state="begun", reached=reached)
             write_removals(removals.with_removal(begun), workspace)
-            for uri in removed:  # first, as what shows the samples is worth less than what is left
+            for step in _steps(workspace, "shard", "curate", "download", "import"):
+                storage.remove_staged(step)
+            for uri in gone_first:  # as what shows the samples is worth less than what is left
                 storage.remove(uri)
-            _remove(workspace, found)
+            _remove(workspace, found, torn)
             write_removals(removals.with_removal(begun.rebuilt(state="done")), workspace)
     models, unsure, problem = _models(config, inputs, touched=set(reached))
-    return Forgotten(reached, removed, models, found.unknown, unsure, problem)
+    return Forgotten(reached, gone_first + torn, models, found.unknown, unsure, problem)
 
 
-def _find(workspace: str, request: RemovalRequest) -> _Found:
-    targets: Targets = dict.fromkeys(request.uids)
-    rows_of: dict[str, list[dict[str, object]]] = {}
+def _find(workspace: str, request: RemovalRequest, inputs: Inputs) -> _Found:
+    rows_of: dict[str, list[dict[str, Any]]] = {}
     reached: dict[str, int] = {}
     known: set[str] = set()
     for step in _steps(workspace, "download", "import"):
@@ -116,33 +123,50 @@ def _find(workspace: str, request: RemovalRequest) -> _Found:
         reached[_name(step)] = len(rows)
         for row in rows:
             known |= matched(request, uid=row["uid"], url=row["url"])
-            if row["uid"] not in request.uids and row["sha256"]:
-                hashes = targets.setdefault(row["uid"], set())
-                assert hashes is not None
-                hashes.add(row["sha256"])
+    targets_of = {step: _targets(request, rows_of, inputs[_name(step)]) for step in _steps(workspace, "curate", "shard")}
     for step in _steps(workspace, "curate"):
         uri = storage.join(step, KEEP_LIST_NAME)
-        if storage.exists(uri) and (count := count_in_keep_list(uri, targets)):
+        if storage.exists(uri) and (count := count_in_keep_list(uri, targets_of[step])):
             reached[_name(step)] = count
     for step in _steps(workspace, "shard"):
-        if storage.exists(storage.join(step, MANIFEST_NAME)) and (count := count_in_shards(step, targets)):
+        if storage.exists(storage.join(step, MANIFEST_NAME)) and (count := count_in_shards(step, targets_of[step])):
             reached[_name(step)] = count
     asked = {*request.uids, *request.urls, *request.hosts}
-    return _Found(rows_of, targets, reached, [] if reached and not rows_of else sorted(asked - known))
+    return _Found(rows_of, targets_of, reached, [] if reached and not rows_of else sorted(asked - known))
 
 
-def _remove(workspace: str, found: _Found) -> None:
+def _targets(request: RemovalRequest, rows_of: dict[str, list[dict[str, Any]]], read: dict[str, str] | None) -> Targets:
+    """What a request means in a folder that was made of these: a URL or a host names what came from there.
+
+    Where nobody can tell what a folder was made of, the pictures tell.
+    """
+    targets: Targets = {}
+    for step, rows in rows_of.items():
+        if read is None:
+            for row in rows:
+                if row["sha256"]:
+                    hashes = targets.setdefault(row["uid"], set())
+                    assert hashes is not None
+                    hashes.add(row["sha256"])
+        elif _name(step) in read.values():
+            targets |= dict.fromkeys(row["uid"] for row in rows)
+    return targets | dict.fromkeys(request.uids)
+
+
+def _remove(workspace: str, found: _Found, torn: list[str]) -> None:
     """Shards first, as training reads those; the raw pictures last, as they tell which samples are meant."""
     for step in _steps(workspace, "shard"):
         if storage.exists(storage.join(step, MANIFEST_NAME)):
-            forget_in_shards(step, found.targets)
+            forget_in_shards(step, found.targets_of[step])
     for step in _steps(workspace, "curate"):
         keep_list = storage.join(step, KEEP_LIST_NAME)
-        if storage.exists(keep_list) and forget_in_keep_list(keep_list, found.targets):
+        if storage.exists(keep_list) and forget_in_keep_list(keep_list, found.targets_of[step]):
             for uri in storage.list_files(storage.join(step, "rules"), suffix=".parquet"):
-                forget_in_keep_list(uri, _by_uid(found.targets))
+                forget_in_keep_list(uri, _by_uid(found.targets_of[step]))
             storage.remove(storage.join(step, "looks"))  # measurements with captions; made again where they are needed
             recount_curation(storage.join(step, CURATE_REPORT_NAME), keep_list)
+    for uri in torn:
+        storage.remove(uri)
     for step, rows in found.rows_of.items():
         forget_in_raw(raw_uri(step), rows)
 
@@ -160,6 +184,10 @@ def _unfinished(workspace: str) -> Iterator[str]:
     for step in _steps(workspace, "curate"):
         if not storage.exists(storage.join(step, KEEP_LIST_NAME)):
             yield step
+
+
+def _unfinished_raw(workspace: str) -> Iterator[str]:
+    """The same of partitions; their outcomes still tell which samples are meant."""
     for step in _steps(workspace, "download", "import"):
         raw = raw_uri(step)
         for folder in [raw, *later_rounds(raw)]:
@@ -172,19 +200,20 @@ def _unfinished(workspace: str) -> Iterator[str]:
                     yield uri
 
 
-def _showing(workspace: str, inputs: dict[str, dict[str, str] | None], *, touched: set[str]) -> list[str]:
-    found = [uri for uri in _steps(workspace, *SHOWS_SAMPLES) if touched & set((inputs.get(_name(uri)) or {}).values())]
-    return found + reports_in(workspace)
+def _showing(workspace: str, inputs: Inputs, *, touched: set[str]) -> list[str]:
+    """Also those of which nobody can tell what they show: they are made anew where they are needed."""
+    read = {uri: inputs[_name(uri)] for uri in _steps(workspace, *SHOWS_SAMPLES)}
+    return [uri for uri, names in read.items() if names is None or touched & set(names.values())] + reports_in(workspace)
 
 
-def _inputs(config: RunConfig) -> dict[str, dict[str, str] | None]:
+def _inputs(config: RunConfig) -> Inputs:
     """Of each step folder what it read: as its record says, or as the configuration does; None where neither tells."""
     planned = {entry.step.name: entry.output_uri for entry in plan(config)}
     of_config = {
         _name(entry.output_uri): {name: _name(planned[name]) for name in (*entry.step.reads, *entry.step.watches)}
         for entry in plan(config)
     }
-    found: dict[str, dict[str, str] | None] = {}
+    found: Inputs = {}
     for uri in storage.list_folders(config.workspace_uri):
         record = storage.join(uri, RECORD_NAME)
         noted = storage.read_model(record, StepRecord).inputs if storage.exists(record) else {}
@@ -192,9 +221,7 @@ def _inputs(config: RunConfig) -> dict[str, dict[str, str] | None]:
     return found
 
 
-def _models(
-    config: RunConfig, inputs: dict[str, dict[str, str] | None], *, touched: set[str]
-) -> tuple[list[SeenBy], list[str], str | None]:
+def _models(config: RunConfig, inputs: Inputs, *, touched: set[str]) -> tuple[list[SeenBy], list[str], str | None]:
     """Trainings that read a shard folder with one of the samples, their bundles, and the registered versions of these."""
     models, unsure = [], []
     for uri in _steps(config.workspace_uri, "train"):

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -404,13 +405,72 @@ def test_what_shows_the_samples_and_what_was_left_half_done_is_removed(workspace
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(picture(2))
     removed = workspace.forget(uids={"u2"}).removed
+    assert not any(path.exists() for path in (torn, half, report))
     assert {Path(uri).name for uri in removed} == {
         "00007",
         "shard-train-ffffffffffff",
         "describe-train-0123456789ab",
         report.name,
     }
-    assert not any(path.exists() for path in (torn, half, report))
+
+
+def test_reports_of_configurations_that_nobody_has_any_more_are_removed(workspace: Workspace) -> None:
+    """Killed ones have no record of what they read."""
+    reports = [Path(workspace.root, f"{name}-ffffffffffff/page.html") for name in ("describe-train", "evaluate", "serve")]
+    foreign = Path(workspace.root, "describe-train-eeeeeeeeeeee", RECORD_NAME)
+    for path in reports:
+        storage.write_atomic(str(path), picture(2))
+    record = StepRecord(step="describe-train", summary="", seconds=1, inputs={"shard-train": "shard-train-eeeeeeeeeeee"})
+    storage.write_atomic(str(foreign), record.model_dump_json())
+    workspace.forget(uids={"u2"})
+    assert not any(path.parent.exists() for path in reports)
+    assert foreign.exists()
+
+
+def test_what_killed_writers_left_is_removed(workspace: Workspace) -> None:
+    folders = [workspace.shards, workspace.curated, f"{workspace.curated}/rules", f"{workspace.curated}/looks"]
+    left = [Path(folder, ".00003.tar.0123abcd.tmp") for folder in [*folders, f"{workspace.raw}/shards/00000"]]
+    for path in left:
+        path.write_bytes(picture(2))
+    workspace.forget(uids={"u2"}, dry_run=True)
+    assert all(path.exists() for path in left)
+    workspace.forget(uids={"u2"})
+    assert not any(path.exists() for path in left)
+    left[0].write_bytes(picture(2))
+    workspace.reshard(workspace.shards)
+    assert not left[0].exists()
+
+
+def test_a_partition_that_is_to_be_done_again_is_removed_and_not_fetched(workspace: Workspace) -> None:
+    """As after too many failures: the report is gone, outcomes and shards are there, and what was made of them."""
+    report = Path(workspace.raw, "partitions/00000.json")
+    report.unlink()
+    Path(workspace.raw, "download.json").unlink()
+    assert workspace.forget(hosts={"private.example"}).reached == {IMPORT: 2, CURATE: 2, SHARD: 2}
+    assert picture(2)[40:] not in b"".join(workspace.bytes_of_all().values())
+    assert workspace.forget(uids={"u5"}).unknown == []
+    workspace.import_into(workspace.raw)
+    assert read_download_report(workspace.raw).failed == {"removed": 1}  # an import has no hosts
+
+
+def test_a_host_reaches_the_lists_with_its_pictures_only(workspace: Workspace) -> None:
+    """Another list has the same uids and pictures from elsewhere, and stays as it was from its raw shards on."""
+    other = {step: step.replace("0123456789ab", "ffffffffffff") for step in (IMPORT, CURATE, SHARD)}
+    for step in (IMPORT, CURATE, SHARD):
+        shutil.copytree(workspace.root / step, workspace.root / other[step])
+    for table in list(iter_outcomes(workspace.raw)):
+        elsewhere = [row | {"url": "http://cdn.example/x"} for row in table.to_pylist()]
+        uri = f"{workspace.root}/{other[IMPORT]}/raw/outcomes/00000.parquet"
+        write_table(pa.Table.from_pylist(elsewhere, schema=OUTCOME_SCHEMA), uri)
+    for raw, curated, shards in ((IMPORT, CURATE, SHARD), tuple(other.values())):
+        for step, inputs in ((curated, {"import-train": raw}), (shards, {"import-train": raw, "curate-train": curated})):
+            record = StepRecord(step=step, summary="", seconds=1, inputs=inputs)
+            storage.write_atomic(f"{workspace.root}/{step}/{RECORD_NAME}", record.model_dump_json())
+    before = {path: data for path, data in workspace.bytes_of_all().items() if "ffffffffffff" in path}
+    assert workspace.forget(hosts={"private.example"}).reached == {IMPORT: 2, CURATE: 2, SHARD: 2}
+    assert {path: data for path, data in workspace.bytes_of_all().items() if "ffffffffffff" in path} == before
+    everywhere = [IMPORT, CURATE, SHARD, *other.values()]
+    assert workspace.forget(uids={"u3"}).reached == dict.fromkeys(everywhere, 1)
 
 
 def test_a_shard_whose_every_sample_goes_is_gone(workspace: Workspace) -> None:
