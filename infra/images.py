@@ -7,9 +7,11 @@ see the same.
 """
 
 import io
+import itertools
 import re
 import struct
 import warnings
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -21,11 +23,19 @@ from infra.errors import BadInputError
 ImageFormat = Literal["jpeg", "png", "webp"]
 SUFFIXES: dict[ImageFormat, str] = {"jpeg": "jpg", "png": "png", "webp": "webp"}
 MAX_PIXELS = 64_000_000
+MAX_SCANS = 500
+"""Of one JPEG, as in TurboJPEG's own TJFLAG_LIMITSCANS; encoders write 10 or so."""
+MAX_SCANS_OF_LARGEST = 32
+"""Of a JPEG of as many pixels as are allowed: each scan goes over them all again, though it may be 14 bytes long."""
 
 # MPO is a JPEG with further pictures behind the first, as phones write it; Pillow finds it while opening a JPEG
 _PILLOW_FORMATS: dict[str, ImageFormat] = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "WEBP": "webp"}
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 _ROWS_AT_ONCE = 256
+# within a scan 0xFF is followed by 0, by a restart marker (0xD0 to 0xD7) or, at its end, by one of these; others have no use
+_JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")
+_SCAN, _END, _APP1 = 0xDA, 0xD9, 0xE1
+_MAX_SEGMENTS = 10_000
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
@@ -46,17 +56,20 @@ class ImageInfo(NamedTuple):
 
 
 def probe(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageInfo:
-    """True format and size, from the header alone.
+    """True format and size, without decoding.
 
     Raises:
-        ImageError: not JPEG, PNG or WebP, or more pixels than `max_pixels`.
+        ImageError: not JPEG, PNG or WebP, or more pixels than `max_pixels`, be it scan after scan over the same ones.
     """
     if canvas := _webp_canvas(data):  # libwebp reserves the whole canvas while opening, so this one is asked before Pillow is
         _check_pixels(*canvas, max_pixels=max_pixels)
     if jpeg := _jpeg_header(data):
-        return _upright_info("jpeg", jpeg.width, jpeg.height, jpeg.orientation, max_pixels=max_pixels)
-    image = _open(data)
-    return _pillow_info(image, _orientation(image), max_pixels=max_pixels)
+        info = _upright_info("jpeg", jpeg.width, jpeg.height, jpeg.orientation, max_pixels=max_pixels)
+    else:
+        image = _open(data)
+        info = _pillow_info(image, _orientation(image), max_pixels=max_pixels)
+    _check_scans(data, info.width * info.height, max_pixels=max_pixels)
+    return info
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: tuple[int, int] | None = None) -> np.ndarray:
@@ -73,6 +86,7 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: tuple[int, in
     if jpeg is None or jpeg.colorspace == "CMYK":  # the one kind of JPEG that simplejpeg cannot turn to RGB
         return _decode_with_pillow(data, max_pixels=max_pixels)
     _check_pixels(jpeg.width, jpeg.height, max_pixels=max_pixels)
+    _check_scans(data, jpeg.width * jpeg.height, max_pixels=max_pixels)
     height, width = at_least or (0, 0)  # 0 asks for the whole size
     if jpeg.orientation in _SIDEWAYS:
         height, width = width, height
@@ -90,6 +104,7 @@ def _decode_with_pillow(data: bytes, *, max_pixels: int) -> np.ndarray:
     image = _open(data)
     orientation = _orientation(image)
     info = _pillow_info(image, orientation, max_pixels=max_pixels)
+    _check_scans(data, info.width * info.height, max_pixels=max_pixels)
     try:
         image.load()
         if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips it to white
@@ -140,12 +155,35 @@ def _jpeg_header(data: bytes) -> _JpegHeader | None:
 
 def _has_app1(data: bytes) -> bool:
     """Whether there is a segment that may hold EXIF or XMP; Pillow is 20 times slower to ask."""
+    header = itertools.takewhile(lambda marker: marker != _SCAN, itertools.islice(_markers(data), _MAX_SEGMENTS))
+    return any(marker == _APP1 for marker in header)
+
+
+def _markers(data: bytes) -> Iterator[int]:
+    """Of the segments of a JPEG, as libjpeg finds them: fill bytes are passed over, what follows the picture is not read."""
     start = 2
-    while data[start : start + 1] == b"\xff" and data[start + 1] not in (0xDA, 0xD9):  # up to the picture itself
-        if data[start + 1] == 0xE1:
-            return True
-        start += 2 + int.from_bytes(data[start + 2 : start + 4], "big")
-    return False
+    while found := _JPEG_MARKER.search(data, start):
+        marker = found[1][0]
+        if marker == _END:
+            return
+        yield marker
+        start = found.end() + max(2, int.from_bytes(data[found.end() : found.end() + 2], "big"))
+
+
+def _check_scans(data: bytes, num_pixels: int, *, max_pixels: int) -> None:
+    """Refuse a JPEG that takes far longer to decode than its pixels say."""
+    if not data.startswith(_MAGIC[0]):
+        return
+    allowed = min(MAX_SCANS, MAX_SCANS_OF_LARGEST * max_pixels // max(1, num_pixels))
+    if data.count(b"\xff\xda") <= allowed:
+        return
+    # some may lie behind the picture, in the video that phones put there: now only those of the picture are counted
+    num_scans = 0
+    for num_segments, marker in enumerate(_markers(data), start=1):
+        num_scans += marker == _SCAN
+        if num_scans > allowed or num_segments > _MAX_SEGMENTS:
+            found = f"more than {allowed} scans over its {num_pixels:,} pixels, or {_MAX_SEGMENTS:,} segments"
+            raise ImageError("too_many_pixels", f"jpeg picture has {found}")
 
 
 def _orientation(image: Image.Image) -> int:

@@ -189,6 +189,63 @@ def test_a_header_claiming_too_much_is_refused_without_allocating(data: bytes) -
         tracemalloc.stop()
 
 
+def jpeg_with_scans(num_more: int, mode: str = "RGB") -> bytes:
+    """A whole JPEG with so many scans more than the encoder wrote, each of a few bytes."""
+    data = encode(Image.new(mode, (40, 32)), "JPEG", progressive=True)
+    start = data.rindex(b"\xff\xda")
+    scan = data[start : start + 9] + b"\0" + data[start + 10 : -2]  # no refinement, so it may come any number of times
+    return data[:-2] + scan * num_more + data[-2:]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])  # one for each decoder
+@pytest.mark.parametrize(("num_more", "max_pixels"), [(500, 64_000_000), (40, 40 * 32)])
+def test_a_jpeg_that_goes_over_its_pixels_again_and_again_is_refused(mode: str, num_more: int, max_pixels: int) -> None:
+    for read in (probe, decode):
+        with pytest.raises(ImageError) as caught:
+            read(jpeg_with_scans(num_more, mode), max_pixels=max_pixels)
+        assert caught.value.reason == "too_many_pixels"
+
+
+def test_as_many_scans_as_encoders_write_are_decoded_whatever_lies_between_and_behind() -> None:
+    data = jpeg_with_scans(10)
+    comment = b"\xff\xfe" + (2 + 2000).to_bytes(2, "big") + b"\xff\xda" * 1000
+    video = b"\xff\xda" * 1000
+    assert (decode(data[:2] + comment + data[2:] + video, max_pixels=40 * 32) == decode(data)).all()
+
+
+def test_a_jpeg_of_segments_without_end_is_refused() -> None:
+    data = jpeg_with_scans(0)
+    with pytest.raises(ImageError, match="10,000 segments"):
+        decode(data[:2] + b"\xff\xfe\x00\x04\xff\xda" * 20_000 + data[2:])
+
+
+@pytest.mark.parametrize("fill", [b"\xff", b"\xff" * 7])
+def test_fill_bytes_before_a_segment_are_passed_over(fill: bytes) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    data = encode(picture(), "JPEG", exif=exif)
+    app1 = data.index(b"\xff\xe1")
+    filled = data[:app1] + fill + data[app1:]
+    assert probe(filled) == probe(data) == ImageInfo("jpeg", 32, 40)
+    np.testing.assert_array_equal(decode(filled), decode(data))
+    upright = encode(picture(), "JPEG")
+    assert probe(upright[:2] + fill + upright[2:]) == ImageInfo("jpeg", 40, 32)
+
+
+def test_a_fill_byte_is_not_taken_for_a_segment_that_ends_with_the_file() -> None:
+    data = encode(picture(), "JPEG")
+    filled = data[:2] + b"\xff" + data[2:]  # FF D8 FF FF E0 00 10: no segment of E0 00 bytes
+    for end in (b"\xff", b"\xff\xff", b"\xff\xe1", b"\xff\xe0\x00"):
+        assert probe(filled.ljust(4 + 0xE000, b"\0") + end) == ImageInfo("jpeg", 40, 32)
+
+
+@pytest.mark.parametrize("end", [b"\xff", b"\xff\xff", b"\xff\xe1", b"\xff\xe0\x00", b"\xff\xe0\x00\x03\xff"])
+def test_a_jpeg_that_ends_within_its_header_is_refused(end: bytes) -> None:
+    for read in (probe, decode):
+        with pytest.raises(ImageError):
+            read(encode(picture(), "JPEG")[:2] + end)
+
+
 def test_the_bound_is_the_callers() -> None:
     data = encode(picture(), "PNG")
     assert probe(data, max_pixels=40 * 32).width == 40
