@@ -31,6 +31,15 @@ class Answer(http.client.HTTPResponse):
 
     wants_long_pause = False
     """Its host asked to be left alone for longer than anybody waits."""
+    failed = False
+    """Reading its body raised something: where the next answer begins is not known, though http.client may say it is closed."""
+
+    def read(self, amt: int | None = None) -> bytes:
+        try:
+            return super().read(amt)
+        except BaseException:
+            self.failed = True
+            raise
 
     def _read_next_chunk_size(self) -> int:
         size = super()._read_next_chunk_size()  # type: ignore[misc]
@@ -61,9 +70,15 @@ class Connection:
         self._wire.start(deadline, MAX_HEADER_BYTES, "bad_answer")
         self._sock.settimeout(deadline.remaining_s())
         self._sock.sendall(request)
+        response = self._next_answer()
+        while response.status < 200 and response.status != 101:  # early hints and the like come before the answer
+            response = self._next_answer()
+        self._wire.start(deadline, max_body_bytes, "too_large")
+        return response
+
+    def _next_answer(self) -> Answer:
         response = Answer(self, method="GET")  # type: ignore[arg-type]
         response.begin()
-        self._wire.start(deadline, max_body_bytes, "too_large")
         return response
 
     @property
@@ -76,15 +91,16 @@ class Connection:
     def is_reusable_after(self, response: Answer, deadline: Deadline) -> bool:
         """Whether the answer ended cleanly where it should; a short rest of it is read for that."""
         try:
-            if response.will_close or self._wire.failed:
+            if response.status < 200 or response.will_close or response.failed:
                 return False
             if not response.isclosed():
                 if (response.length is None and not response.chunked) or (response.length or 0) > MAX_REST_BYTES:
                     return False
                 self._wire.start(deadline.at_most(MAX_REST_S), MAX_REST_BYTES, "too_large")
-                response.read()
-            return response.isclosed() and self._reader.is_empty()
-        except (OSError, http.client.HTTPException, ValueError):
+                while response.read(BUFFER_BYTES):  # not all at once: that takes the memory a chunk announces before it comes
+                    pass
+            return response.isclosed() and not response.length and self._reader.is_empty()
+        except Exception:  # whatever a hostile rest provokes, nobody needs it
             return False
 
     def is_silent(self) -> bool:
@@ -146,7 +162,6 @@ class _Wire(io.RawIOBase):
         self._dry = False
         self.received = 0
         """Bytes since the request was sent or the headers ended."""
-        self.failed = False
 
     def start(self, deadline: Deadline, max_bytes: int, too_much: str) -> None:
         self._deadline, self._left, self._too_much, self.received = deadline, max_bytes, too_much, 0
@@ -162,14 +177,9 @@ class _Wire(io.RawIOBase):
         if self._dry:
             return 0
         if self._left <= 0:
-            self.failed = True
             raise FetchError(self._too_much, "the answer goes on and on")
-        try:
-            self._sock.settimeout(self._deadline.remaining_s())
-            count = self._sock.recv_into(buffer)
-        except OSError:
-            self.failed = True
-            raise
+        self._sock.settimeout(self._deadline.remaining_s())
+        count = self._sock.recv_into(buffer)
         self._left -= count
         self.received += count
         return count

@@ -116,6 +116,83 @@ def chunk(data: bytes, extension: bytes = b"") -> bytes:
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
+def answer_all(*answers: bytes) -> Callable[[socket.socket, int], None]:
+    """A server that gives each connection these answers, one a request."""
+
+    def serve(connection: socket.socket, _: int) -> None:
+        for answer in answers:
+            if connection.recv(65536):
+                connection.sendall(answer)
+        connection.recv(65536)
+
+    return serve
+
+
+@pytest.mark.parametrize("interim", [b"100 Continue", b"102 Processing", b"103 Early Hints", b"199 Whatever"])
+def test_what_comes_before_the_answer_is_passed_over(interim: bytes) -> None:
+    pictures = [picture(seed) for seed in range(3)]
+    hint = b"HTTP/1.1 %s\r\nLink: </style.css>; rel=preload\r\n\r\n" % interim
+    answers = [2 * hint + b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(each) + each for each in pictures]
+    with raw_server(answer_all(*answers)) as (host, numbers):
+        opener = opener_for(host)
+        assert [opener.open(f"http://{host}/{number}").read() for number in range(3)] == pictures
+        assert len(numbers) == 1
+
+
+def test_a_switch_of_protocols_ends_its_connection() -> None:
+    def serve(connection: socket.socket, number: int) -> None:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n" if number == 0 else HEAD + PICTURE)
+        connection.recv(65536)
+
+    with raw_server(serve) as (host, numbers):
+        opener = opener_for(host)
+        with pytest.raises(FetchError, match="http_101"):
+            opener.open(f"http://{host}/a")
+        assert opener.open(f"http://{host}/b").read() == PICTURE
+        assert len(numbers) == 2
+
+
+@pytest.mark.parametrize("line", [b"zz", b"", b"0x"])
+def test_a_malformed_chunk_ends_its_connection(line: bytes) -> None:
+    broken = CHUNKED + chunk(PICTURE) + line + b"\r\n"
+    other = picture(9)  # what the server would send next on the same connection
+    next_answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(other) + other
+
+    def serve(connection: socket.socket, number: int) -> None:
+        answer_all(*([broken, next_answer] if number == 0 else [HEAD + PICTURE]))(connection, number)
+
+    with raw_server(serve) as (host, numbers):
+        opener = opener_for(host)
+        with pytest.raises(FetchError) as caught:
+            opener.open(f"http://{host}/a")
+        assert caught.value.reason == "truncated"
+        assert opener.open(f"http://{host}/b").read() == PICTURE
+        assert len(numbers) == 2
+
+
+# more than a C integer holds, more than there is memory for, and no number
+@pytest.mark.parametrize("size", [b"FFFFFFFFFFFFFFFFFF", b"7FFFFFFFFFFFFFF", b"zz"])
+def test_a_rest_nobody_needs_does_not_change_the_result(size: bytes) -> None:
+    def serve(connection: socket.socket, number: int) -> None:
+        request = connection.recv(65536)
+        rest = b"Transfer-Encoding: chunked\r\n\r\n" + size + b"\r\n<html>"
+        if b"/moved" in request:
+            connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: /picture\r\n" + rest)
+        elif b"/gone" in request:
+            connection.sendall(b"HTTP/1.1 404 Not Found\r\n" + rest)
+        else:
+            connection.sendall(HEAD + PICTURE)
+
+    with raw_server(serve) as (host, numbers):
+        opener = opener_for(host)
+        assert opener.open(f"http://{host}/moved").read() == PICTURE
+        with pytest.raises(FetchError) as caught:
+            opener.open(f"http://{host}/gone")
+        assert caught.value.reason == "http_404"
+        assert len(numbers) == 3
+
+
 def flood(start: bytes, block: bytes) -> Callable[[socket.socket, int], None]:
     def serve(connection: socket.socket, _: int) -> None:
         connection.recv(65536)
@@ -135,6 +212,7 @@ def flood(start: bytes, block: bytes) -> Callable[[socket.socket, int], None]:
         (b"HTTP/1.1 200 OK\r\n", b"X-More: and more\r\n", "bad_answer"),
         (b"HTTP/1.1 200 OK\r\nX-Long: ", b"a" * 1000, "bad_answer"),
         (b"", b"HTTP/1.1 100 Continue\r\n\r\n", "bad_answer"),
+        (b"", b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n", "bad_answer"),
         (b"HTTP/1.1 200 ", b"o" * 1000, "bad_answer"),
         (b"", b"\0" * 1000, "bad_answer"),
         (CHUNKED + chunk(PICTURE), chunk(b"a", b";" + b"x" * 60_000), "too_large"),

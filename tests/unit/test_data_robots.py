@@ -111,6 +111,34 @@ def test_no_more_is_read_than_a_crawler_must_read() -> None:
         assert reason_of(HardenedOpener(web.allowed()), f"{web.url}/a") is None
 
 
+def test_a_huge_chunk_behind_no_robots_txt_does_not_change_what_is_known() -> None:
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(404)
+        request.send_header("Transfer-Encoding", "chunked")
+        request.end_headers()
+        request.wfile.write(b"FFFFFFFFFFFFFFFFFF\r\n<html>")
+        request.close_connection = True
+
+    with web_server({"/a": body(PICTURE), ROBOTS: answer}, keep_alive=True) as web:
+        opener = HardenedOpener(web.allowed())
+        assert [reason_of(opener, f"{web.url}/a") for _ in range(2)] == [None, None]
+        assert web.robots_requests == 1
+
+
+def test_no_more_is_read_of_a_chunk_than_of_other_files() -> None:
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.send_header("Transfer-Encoding", "chunked")
+        request.end_headers()
+        lines = b"User-agent: *\nDisallow: /b\n" + b"# nothing\n" * (MAX_FILE_BYTES // 5)
+        request.wfile.write(b"FFFFFFFF\r\n" + lines)
+        web.stopping.wait(30)  # the rest never comes
+
+    with web_server({"/a": body(PICTURE), ROBOTS: answer}, keep_alive=True) as web:
+        opener = HardenedOpener(web.allowed())
+        assert [reason_of(opener, f"{web.url}/{name}") for name in "ab"] == [None, "robots_disallowed"]
+
+
 def test_a_robots_txt_that_drips_ends_with_the_request() -> None:
     with web_server({"/a": body(PICTURE)}) as web:
 
