@@ -9,7 +9,7 @@ import pytest
 
 from data_prep.fetch_policy import FetchError, FetchPolicy
 from data_prep.opener import HardenedOpener, sites_of_process
-from data_prep.robots import MAX_FILE_BYTES, MAX_RULES, refused_by_tag, rules_for
+from data_prep.robots import MAX_FILE_BYTES, MAX_RULES, Rules, refused_by_tag, rules_for
 from tests.unit.data_helpers import Answer, body, picture, redirect, status, web_server
 
 PICTURE = picture()
@@ -174,6 +174,12 @@ def test_a_crawl_delay_is_kept_between_requests() -> None:
 )
 def test_the_rules_for_one_crawler(lines: str, kept: str) -> None:
     assert rules_for(lines, "us") == kept
+
+
+def test_a_rule_of_many_wildcards_is_matched_without_backtracking() -> None:
+    rules = Rules(f"Disallow: /{'*a' * 1000}*b")
+    assert rules.allows(f"https://example.com/{'a' * 4000}")  # by backtracking this does not end
+    assert not rules.allows(f"https://example.com/{'a' * 4000}b")
 
 
 def test_many_crawlers_with_many_rules_cost_no_more_than_their_length() -> None:
