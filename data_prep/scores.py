@@ -56,12 +56,12 @@ def score_result(pool: Pool, config: ScoreConfig) -> RuleResult:
 
 
 def join_scores(uid_hash: np.ndarray, config: ScoreConfig) -> np.ndarray:
-    """(N,) float32 for (N,) uint64 of `hash_uids`; NaN where the file has none."""
+    """(N,) float32, the nearest to the file's number, for (N,) uint64 of `hash_uids`; NaN where the file has none."""
     hashes, values = [np.zeros(0, np.uint64)], [np.zeros(0, np.float32)]
     for file in parquet_files(config.uri):
         table = _read(file, config.column)
-        hashes.append(hash_uids(table["uid"].cast(pa.large_string()).combine_chunks()))
-        values.append(table[config.column].cast(pa.float32()).to_numpy())  # null becomes NaN
+        hashes.append(hash_uids(table["uid"].combine_chunks()))
+        values.append(table["score"].to_numpy())  # null becomes NaN
     known, scores = np.concatenate(hashes), np.concatenate(values)
     order = np.argsort(known)
     known, scores = known[order], scores[order]
@@ -76,6 +76,7 @@ def join_scores(uid_hash: np.ndarray, config: ScoreConfig) -> np.ndarray:
 
 
 def _read(file: str, column: str) -> pa.Table:
+    """`uid` as text and `score` as float32."""
     with storage.open_read(file) as opened:
         try:
             parquet = pq.ParquetFile(opened)
@@ -87,6 +88,10 @@ def _read(file: str, column: str) -> pa.Table:
             field = parquet.schema_arrow.field(column).type
             if not (pa.types.is_floating(field) or pa.types.is_integer(field)):
                 raise BadInputError(f"{file}: column {column!r} holds {field}, not numbers")
-            return parquet.read(columns=["uid", column])
+            table = parquet.read(columns=["uid", column])
+            # whole numbers above 2^24 are rounded, as other numbers are
+            return pa.table(
+                {"uid": table["uid"].cast(pa.large_string()), "score": table[column].cast(pa.float32(), safe=False)}
+            )
         except (pa.ArrowException, OSError) as error:
             raise BadInputError(f"{file} is no readable parquet file: {error}") from error

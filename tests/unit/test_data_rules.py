@@ -163,6 +163,14 @@ def test_samples_are_kept_by_score_and_one_without_is_dropped(pool: Pool) -> Non
     assert pool.rows("rules/score_nsfw")["b"]["score"] == pytest.approx(0.95)
 
 
+def test_large_whole_numbers_are_scores_too(pool: Pool) -> None:
+    pool.write([row(name, seed) for seed, name in enumerate("abc")])
+    uri = str(pool.folder / "views.parquet")
+    pq.write_table(pa.table({"uid": ["a", "b", "c"], "views": pa.array([(1 << 24) + 1, 1 << 40, None], pa.int64())}), uri)
+    pool.curate(scores=(ScoreConfig(name="views", uri=uri, column="views", min=1e9),))
+    assert pool.reasons() == {"a": "score_views", "b": None, "c": "score_missing"}
+
+
 def test_the_best_share_is_kept(pool: Pool) -> None:
     pool.write([row(name, seed) for seed, name in enumerate("abcde")])
     uri = scores(pool, {"a": 0.1, "b": 0.3, "c": 0.5, "d": 0.3, "e": 0.0})
@@ -179,6 +187,10 @@ def test_score_files_that_cannot_be_used_are_refused(pool: Pool) -> None:
     pq.write_table(pa.table({"uid": ["a", "a"], "score": [1.0, 2.0]}), doubled)
     with pytest.raises(BadInputError, match="are there twice"):
         pool.curate(scores=(ScoreConfig(name="clip", uri=doubled, min=0),))
+    nested = str(pool.folder / "nested.parquet")
+    pq.write_table(pa.table({"uid": [["a"]], "score": [1.0]}), nested)
+    with pytest.raises(BadInputError, match="no readable parquet file"):
+        pool.curate(scores=(ScoreConfig(name="clip", uri=nested, min=0),))
     for bounds in ({}, {"min": 0, "keep_share": 0.5}):
         with pytest.raises(ValidationError, match="takes min or max"):
             ScoreConfig(name="clip", uri=good, **bounds)
