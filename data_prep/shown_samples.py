@@ -4,6 +4,7 @@ import hashlib
 import heapq
 import io
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -19,6 +20,8 @@ SIDE = 96
 MAX_SHOWN_CHARACTERS = 160
 NEVER_SHOWN = ("nsfw", "removed", "damaged_shard")
 """Words in reasons whose pictures nobody asked to see, or that are not known to be what they were: counted, not shown."""
+_BYTES_AT_ONCE = 64 << 20
+"""Of pictures as they came, read from the raw shards before they are made small."""
 _WHITE = (255, 255, 255)
 
 
@@ -62,10 +65,6 @@ class Showing:
         """Those drawn, kept ones first, then by reason; reads their pictures from the raw shards."""
         order = sorted(self._found, key=lambda reason: (reason != KEPT, reason))
         rows = [(reason, row) for reason in order for _, _, row in sorted(self._found[reason], key=lambda one: -one[0])]
-        ranges = [
-            (storage.join(raw_uri, row["shard"]), row["image_offset"], row["image_offset"] + row["image_bytes"])
-            for _, row in rows
-        ]
         return [
             ShownSample(
                 reason=reason,
@@ -74,10 +73,34 @@ class Showing:
                 width=row["width"],
                 height=row["height"],
                 duplicate_of=row["duplicate_of"],
-                picture=None if isinstance(read, Exception) else small_picture(read),
+                picture=picture,
             )
-            for (reason, row), read in zip(rows, storage.read_ranges(ranges), strict=True)
+            for (reason, row), picture in zip(rows, _small_pictures([row for _, row in rows], raw_uri), strict=True)
         ]
+
+
+def _small_pictures(rows: Iterable[dict[str, Any]], raw_uri: str) -> Iterator[bytes | None]:
+    for group in _groups(rows):
+        ranges = [
+            (storage.join(raw_uri, row["shard"]), row["image_offset"], row["image_offset"] + row["image_bytes"])
+            for row in group
+        ]
+        for read in storage.read_ranges(ranges):
+            yield None if isinstance(read, Exception) else small_picture(read)
+
+
+def _groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Rows whose pictures have at most `_BYTES_AT_ONCE` together; a larger one is by itself."""
+    group: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        if group and size + row["image_bytes"] > _BYTES_AT_ONCE:
+            yield group
+            group, size = [], 0
+        group.append(row)
+        size += row["image_bytes"]
+    if group:
+        yield group
 
 
 def small_picture(data: bytes) -> bytes | None:

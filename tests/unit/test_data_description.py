@@ -13,7 +13,7 @@ import pytest
 import data_prep.curate
 import data_prep.import_pictures
 import data_prep.reshard
-from data_prep import tallies
+from data_prep import shown_samples, tallies
 from data_prep.curate import KEEP_LIST_NAME, CurateConfig, curate
 from data_prep.description import DatasetDescription, describe_dataset, host_of
 from data_prep.import_pictures import import_pictures
@@ -123,6 +123,29 @@ def test_pictures_that_nobody_asked_to_see_are_not_shown() -> None:
     showing = Showing()
     showing.add(table)
     assert showing.samples("/nowhere") == []
+
+
+def test_a_bounded_number_of_bytes_is_read_at_once(described: Described, monkeypatch: pytest.MonkeyPatch) -> None:
+    showing, read_at_once = Showing(), list[int]()
+    showing.add(pa.parquet.read_table(storage.join(described.raw, "..", "curated", KEEP_LIST_NAME)))
+    read_ranges = storage.read_ranges
+
+    def counted(ranges: list[tuple[str, int, int]]) -> list[bytes | Exception]:
+        read_at_once.append(sum(end - start for _, start, end in ranges))
+        return read_ranges(ranges)
+
+    monkeypatch.setattr(storage, "read_ranges", counted)
+    assert showing.samples(described.raw) == described.shown
+    (whole,) = read_at_once  # they are small
+    read_at_once.clear()
+    monkeypatch.setattr(shown_samples, "_BYTES_AT_ONCE", whole - 1)
+    assert showing.samples(described.raw) == described.shown
+    assert sum(read_at_once) == whole
+    assert len(read_at_once) == 2
+    read_at_once.clear()
+    monkeypatch.setattr(shown_samples, "_BYTES_AT_ONCE", 1)
+    assert showing.samples(described.raw) == described.shown
+    assert len(read_at_once) == len(described.shown)  # a picture above the bound is read by itself
 
 
 def test_bins_of_time_grow_instead_of_their_number() -> None:
