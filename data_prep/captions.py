@@ -5,8 +5,8 @@ import re
 import unicodedata
 
 MAX_CHARACTERS = 20_000
-"""A longer caption is cut before it is cleaned: the default rules keep a twentieth of it, and a page's whole text is no caption.
-It bounds what one caption costs: putting combining marks in order, a part of NFC, takes time in the square of their number."""
+"""A longer caption is cut before it is cleaned: the default rules drop what is a twentieth as long.  It bounds what one
+caption costs: putting combining marks in order, a part of NFC, takes time in the square of their number."""
 
 # an entity may hide another ("&amp;lt;"); more rounds than this would be an attack, not a caption
 _MAX_UNESCAPES = 3

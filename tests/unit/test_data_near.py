@@ -2,6 +2,7 @@
 
 import random
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,9 @@ def short_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that even a few hashes are gone through in several parts, and pairs come in several blocks."""
     monkeypatch.setattr(data_prep.near, "_FIRST_PART", 16)
     monkeypatch.setattr(data_prep.near, "_PAIRS_AT_ONCE", 64)
+    monkeypatch.setattr(data_prep.near, "_PAIRS_HELD", 200)
+    monkeypatch.setattr(data_prep.near, "_PAIRS_AS_LISTS", 50)
+    monkeypatch.setattr(data_prep.near, "_CROWDED", 8)
 
 
 def hashes(values: list[int], concepts: list[str | None] | None = None) -> Hashes:
@@ -79,6 +83,59 @@ def test_hashes_made_to_be_hard(values: list[int]) -> None:
     for order in range(3):
         shuffled = random.Random(order).sample(values, len(values))
         assert found(shuffled, 4) == near_duplicates(shuffled, max_distance=4)
+
+
+def compared_and_held(monkeypatch: pytest.MonkeyPatch, values: list[int]) -> tuple[list[int | None], int, int]:
+    """The answer, how many pairs were compared for it, and how many near ones were held at once."""
+    compared, held = [0], [0]
+    count_bits, pairs_within = np.bitwise_count, data_prep.near._pairs_within
+
+    def counted(differences: np.ndarray) -> np.ndarray:
+        compared[0] += differences.size
+        return count_bits(differences)
+
+    def measured(*arguments: Any) -> Any:
+        if (pairs := pairs_within(*arguments)) is not None:
+            held[0] = max(held[0], len(pairs[0]))
+        return pairs
+
+    monkeypatch.setattr(np, "bitwise_count", counted)
+    monkeypatch.setattr(data_prep.near, "_pairs_within", measured)
+    answer = found(values, 4)
+    return answer, compared[0], held[0]
+
+
+def test_hashes_made_to_meet_at_one_key_are_told_apart_by_their_other_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(0)
+    values = [rng.getrandbits(43) << 21 for _ in range(4_000)]  # the lowest bits are the key of a table
+    monkeypatch.setattr(data_prep.near, "_FIRST_PART", 1 << 12)
+    monkeypatch.setattr(data_prep.near, "_CROWDED", 64)
+    answer, compared, _ = compared_and_held(monkeypatch, values)
+    assert answer == near_duplicates(values, max_distance=4)
+    assert compared < len(values) ** 2 / 10  # one table alone would compare all with all
+
+
+def test_balls_of_near_hashes_never_give_all_their_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(0)
+    around = [0, *(1 << a for a in range(24)), *(1 << a | 1 << b for a, b in combinations(range(24), 2))]
+    values = [centre ^ bits for centre in (rng.getrandbits(64) for _ in range(8)) for bits in around]
+    monkeypatch.setattr(data_prep.near, "_FIRST_PART", 1 << 12)
+    answer, _, held = compared_and_held(monkeypatch, values)
+    assert answer == near_duplicates(values, max_distance=4)
+    assert 0 < held <= data_prep.near._PAIRS_HELD
+
+
+@pytest.mark.parametrize("names", [0, 3])
+def test_each_near_pair_comes_once(names: int) -> None:
+    rng = random.Random(names)
+    values = sorted(set(clustered(rng, count=300, centres=4, radius=3)))
+    asked = hashes(values, [rng.choice([None, *(f"concept {i}" for i in range(names))]) for _ in values])
+    pairs = [
+        pair
+        for left, right, _ in data_prep.near._pairs_between(asked, asked, 4)
+        for pair in zip(left.tolist(), right.tolist(), strict=True)
+    ]
+    assert len(pairs) == len(set(pairs)) > len(values)
 
 
 def test_equal_hashes_of_many_concepts_do_not_swallow_each_other() -> None:
