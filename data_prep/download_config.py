@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from data_prep.fan_out import TaskConfig
-from data_prep.fetch_policy import FetchPolicy
+from data_prep.fetch.policy import FetchPolicy
 from infra.config import StrictModel, content_hash
 
 _WITHOUT_EFFECT = {"threads", "min_success_rate", "max_reason_share", "rounds", "round_wait_s", "tasks"}

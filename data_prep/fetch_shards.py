@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.download_config import DownloadConfig
-from data_prep.opener import HardenedOpener, RequestRecord, installed, sites_of_process
+from data_prep.fetch.opener import HardenedOpener, RequestRecord, installed, sites_of_process
 from infra import storage
 from infra.errors import DataLossError
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_prep.curate import KEEP_SCHEMA
+from data_prep.curation.curate import KEEP_SCHEMA
 from data_prep.manifest import NO_SOURCE
 from infra import storage
 from infra.errors import BadInputError, CorruptArtefactError

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.opener import RequestRecord
+from data_prep.fetch.opener import RequestRecord
 from data_prep.raw import RawShard
 from data_prep.raw_tar import scan_tar
 from infra import images, storage

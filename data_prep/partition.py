@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from data_prep.audit import audit
 from data_prep.download_config import DownloadConfig
-from data_prep.fetch_policy import FetchError, url_problem
+from data_prep.fetch.policy import FetchError, url_problem
 from data_prep.fetch_shards import fetch_shards
 from data_prep.outcomes import collect_outcomes
 from data_prep.partition_report import (
@@ -26,7 +26,7 @@ from data_prep.partition_report import (
 )
 from data_prep.quarantine import write_quarantine
 from data_prep.raw import OUTCOME_SCHEMA, REMOVED, RawShard, round_folder
-from data_prep.removals import Forgotten, forgotten_in
+from data_prep.removal.requests import Forgotten, forgotten_in
 from data_prep.url_plan import REPEATED, Partition, read_partition
 from infra import storage
 

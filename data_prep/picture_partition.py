@@ -22,7 +22,7 @@ from data_prep.fan_out import TaskConfig
 from data_prep.fetch_shards import SHARD_NAME_DIGITS
 from data_prep.partition_report import PartitionReport, finished_report, report_uri, write_finished, write_table
 from data_prep.raw import REMOVED, RawShard
-from data_prep.removals import Forgotten, forgotten_in
+from data_prep.removal.requests import Forgotten, forgotten_in
 from data_prep.url_list import URL_LIST_SCHEMA, cast_text, check_uid, derive_uid
 from infra import images, storage
 from infra.config import StrictModel, content_hash

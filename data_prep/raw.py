@@ -140,11 +140,11 @@ def _read(uri: str) -> pa.Table:
         return pq.read_table(file)
 
 
-def read_raw_shard(raw_uri: str, shard: RawShard) -> Iterator[RawSample]:
-    """The samples of a raw shard, in the order of the tar; without those that were removed on request.
+def sized_shard(raw_uri: str, shard: RawShard) -> str:
+    """The URI of a raw shard's tar.
 
     Raises:
-        CorruptArtefactError: the tar is missing, has another size than its report says, or does not hold whole samples.
+        CorruptArtefactError: it is missing, or has another size than its report says.
     """
     uri = storage.join(raw_uri, shard.path)
     if not storage.exists(uri):
@@ -154,6 +154,16 @@ def read_raw_shard(raw_uri: str, shard: RawShard) -> Iterator[RawSample]:
             f"{uri} has {found:,} bytes, its report says {shard.bytes:,}: it is truncated or was changed. "
             f"Remove {raw_uri} and run the download again"
         )
+    return uri
+
+
+def read_raw_shard(raw_uri: str, shard: RawShard) -> Iterator[RawSample]:
+    """The samples of a raw shard, in the order of the tar; without those that were removed on request.
+
+    Raises:
+        CorruptArtefactError: the tar is missing, has another size than its report says, or does not hold whole samples.
+    """
+    uri = sized_shard(raw_uri, shard)
     count = 0
     for sample in scan_tar(uri):
         if sample.record.get(REMOVED):

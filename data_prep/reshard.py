@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import PositiveInt
 
 from data_prep.accounting import describe, require_all_accounted
-from data_prep.curate import REPORT_NAME as CURATE_REPORT_NAME
+from data_prep.curation.curate import REPORT_NAME as CURATE_REPORT_NAME
 from data_prep.fan_out import TaskConfig, absolute, fan_out
 from data_prep.kept_samples import KeptSamples, cut, kept_samples
 from data_prep.manifest import MANIFEST_NAME, VERIFIED_NAME, ShardEntry, ShardManifest, record_verified, write_manifest

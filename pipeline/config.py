@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from data_prep.curate import CurateConfig
+from data_prep.curation.curate import CurateConfig
 from data_prep.download_config import DownloadConfig
 from data_prep.picture_partition import ImportConfig
 from data_prep.reshard import ReshardConfig

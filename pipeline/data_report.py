@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, Template
 
-from data_prep.curate import KEEP_LIST_NAME
+from data_prep.curation.curate import KEEP_LIST_NAME
 from data_prep.description import DatasetDescription, describe_dataset
 from data_prep.shown_samples import KEPT, NEVER_SHOWN, ShownSample
 from infra import storage

@@ -1,17 +1,16 @@
 """Steps from a source of URLs, or pictures, to training shards."""
 
 import contextlib
-from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 from data_prep.accounting import describe
-from data_prep.curate import KEEP_LIST_NAME, CurateConfig, curate
+from data_prep.curation.curate import KEEP_LIST_NAME, CurateConfig, curate
+from data_prep.curation.looks import num_looked_at
 from data_prep.download import download
 from data_prep.download_checks import NOT_ASKED, TooFewDownloadedError
 from data_prep.download_config import DownloadConfig
 from data_prep.import_pictures import import_pictures
 from data_prep.list_files import list_files
-from data_prep.looks import num_looked_at
 from data_prep.partition_report import num_finished
 from data_prep.raw import DownloadReport
 from data_prep.reshard import reshard
@@ -22,6 +21,7 @@ from data_prep.url_list import UrlListConfig, check_columns, parquet_files
 from infra import storage
 from infra.errors import BadInputError, DataLossError
 from pipeline.config import DatasetConfig, DatasetName, PicturesSource, RunConfig, SampleSource, UrlListSource
+from pipeline.inputs import check_inputs_unchanged, identities, input_versions
 from pipeline.steps import Step, StepContext, StepRecord, StepResult
 
 
@@ -123,7 +123,7 @@ def _import_step(source: PicturesSource, name: DatasetName) -> Step:
         name=f"import-{name}",
         title=f"Import the {name} pictures",
         settings={
-            "files": [identity for uri in source.uris for identity in _identities(uri, parquet_files)],
+            "files": [identity for uri in source.uris for identity in identities(uri, parquet_files)],
             "import": source.fingerprint(),
         },
         reads=(),
@@ -142,37 +142,13 @@ def _source_identity(dataset: DatasetConfig) -> Any:
     assert isinstance(source, UrlListSource)
     if storage.is_local(source.uri):
         check_columns(source.uri, source.columns)  # before Ray is started for a list that is of no use
-    identities = _identities(source.uri, list_files)
-    return {"columns": source.columns.model_dump(mode="json"), "list": identities[0] if len(identities) == 1 else identities}
-
-
-def _identities(uri: str, files_of: Callable[[str], list[str]]) -> list[str]:
-    """What tells one version of an input from another: the content of a local file, or of the files of a folder.
-
-    A remote input is known by its address, so that a plan needs no credentials; `check_inputs_unchanged` does the rest.
-    """
-    return [storage.fingerprint(file) for file in files_of(uri)] if storage.is_local(uri) else [uri]
-
-
-def input_versions(uris: Sequence[str]) -> dict[str, str | None]:
-    """What the store says of remote inputs without reading them; local ones have their content in the address."""
-    return {uri: storage.version_tag(uri) for uri in uris if not storage.is_local(uri)}
-
-
-def check_inputs_unchanged(record: StepRecord) -> None:
-    """Raises BadInputError when a remote input was changed in place after it was read; silent when the store does not tell."""
-    for uri, before in record.facts.get("input_versions", {}).items():
-        now = storage.version_tag(uri) if before else None
-        if now and now != before:
-            raise BadInputError(
-                f"{uri} changed after it was read ({before} then, {now} now); "
-                "give the new one a name of its own, or remove what was made of the old one: hyperclip clean"
-            )
+    found = identities(source.uri, list_files)
+    return {"columns": source.columns.model_dump(mode="json"), "list": found[0] if len(found) == 1 else found}
 
 
 def _curate_identity(config: CurateConfig) -> dict[str, Any]:
     """The settings, and the content of the files that they name."""
-    files = {uri: _identities(uri, parquet_files) for uri in _files_of(config)}
+    files = {uri: identities(uri, parquet_files) for uri in _files_of(config)}
     return config.identity() | ({"files": files} if files else {})
 
 

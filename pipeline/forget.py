@@ -9,14 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from data_prep.curate import KEEP_LIST_NAME
-from data_prep.curate import REPORT_NAME as CURATE_REPORT_NAME
+from data_prep.curation.curate import KEEP_LIST_NAME
+from data_prep.curation.curate import REPORT_NAME as CURATE_REPORT_NAME
 from data_prep.manifest import MANIFEST_NAME
 from data_prep.raw import OUTCOMES_FOLDER, PARTITIONS_FOLDER, later_rounds
-from data_prep.removal import Targets, forget_in_raw, matching_rows
-from data_prep.removal_lists import count_in_keep_list, forget_in_keep_list, recount_curation
-from data_prep.removal_shards import count_in_shards, forget_in_shards
-from data_prep.removals import Removal, RemovalRequest, matched, read_removals, write_removals
+from data_prep.removal.keep_lists import count_in_keep_list, forget_in_keep_list, recount_curation
+from data_prep.removal.raw_shards import Targets, forget_in_raw, matching_rows
+from data_prep.removal.requests import Removal, RemovalRequest, matched, read_removals, write_removals
+from data_prep.removal.training_shards import count_in_shards, forget_in_shards
 from infra import storage
 from infra.errors import BadInputError, HyperClipError
 from infra.model_registry import ModelRegistry

@@ -29,7 +29,7 @@ def forget(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be reached, and change nothing")] = False,
     overrides: Overrides = None,
 ) -> None:
-    from data_prep.removals import RemovalRequest
+    from data_prep.removal.requests import RemovalRequest
     from pipeline.config import load_run_config
     from pipeline.forget import forget as forget_in
 

@@ -8,7 +8,7 @@ from typing import Any
 from infra import storage
 from infra.config import flattened
 from pipeline.config import RunConfig
-from pipeline.data_steps import check_inputs_unchanged, input_versions
+from pipeline.inputs import check_inputs_unchanged, input_versions
 from pipeline.steps import Step, StepContext, StepResult
 from training.bundle import BUNDLE_NAME, load_bundle
 from training.checkpoint import newest_step

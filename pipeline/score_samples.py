@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from data_prep.captions import clean_caption
+from data_prep.curation.captions import clean_caption
 from data_prep.fan_out import TaskConfig, absolute, fan_out
 from data_prep.partition_report import write_table
 from data_prep.raw import DownloadReport, RawSample, RawShard, read_download_report, read_raw_shard

@@ -89,7 +89,7 @@ def _hyperclip(urls: str, output: str, origin: str, threads: int) -> dict[str, A
     from data_prep.download import download
     from data_prep.download_config import DownloadConfig
     from data_prep.fan_out import TaskConfig
-    from data_prep.fetch_policy import FetchPolicy
+    from data_prep.fetch.policy import FetchPolicy
     from data_prep.url_list import UrlListConfig
     from infra.cluster import ClusterConfig, connected
 

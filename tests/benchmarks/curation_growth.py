@@ -25,12 +25,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.curate import CurateConfig
-from data_prep.keep_list import write_lists
-from data_prep.looks import LOOK_SCHEMA, looks_uri
-from data_prep.near import UNKNOWN, Hashes, greedy_duplicates
-from data_prep.pool import load_pool
-from data_prep.rules import NOT_DROPPED, apply_rules
+from data_prep.curation.curate import CurateConfig
+from data_prep.curation.keep_list import write_lists
+from data_prep.curation.looks import LOOK_SCHEMA, looks_uri
+from data_prep.curation.near import UNKNOWN, Hashes, greedy_duplicates
+from data_prep.curation.pool import load_pool
+from data_prep.curation.rules import NOT_DROPPED, apply_rules
 from tests.result import Op, benchmark_arguments, benchmark_result, environment, interleaved, measure, spread
 
 NAME = "curation_growth"

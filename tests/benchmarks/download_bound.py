@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from data_prep.download_config import DownloadConfig
-from data_prep.fetch_policy import FetchPolicy
+from data_prep.fetch.policy import FetchPolicy
 from data_prep.partition import download_partition
 from data_prep.url_list import UrlListConfig
 from data_prep.url_plan import plan_url_list
@@ -32,12 +32,12 @@ PLACES = (  # the innermost frame that is in one of these says where a thread is
     ("img2dataset/writer", "write the tar"),
     ("img2dataset/", "img2dataset itself"),
     ("infra/images", "header check"),
-    ("data_prep/connections", "requests"),
-    ("data_prep/web", "requests"),
-    ("data_prep/addresses", "requests"),
-    ("data_prep/host_turns", "turns at the host"),
-    ("data_prep/robots", "robots.txt"),
-    ("data_prep/opener", "the opener itself"),
+    ("data_prep/fetch/connections", "requests"),
+    ("data_prep/fetch/web", "requests"),
+    ("data_prep/fetch/addresses", "requests"),
+    ("data_prep/fetch/host_turns", "turns at the host"),
+    ("data_prep/fetch/robots", "robots.txt"),
+    ("data_prep/fetch/opener", "the opener itself"),
     ("data_prep/outcomes", "reading back"),
     ("data_prep/raw", "reading back"),
     ("data_prep/sorted_shards", "sorting the tar"),

@@ -8,7 +8,7 @@ from pydantic import PositiveInt
 from data_prep.download import download
 from data_prep.download_config import DownloadConfig
 from data_prep.fan_out import TaskConfig
-from data_prep.fetch_policy import FetchPolicy
+from data_prep.fetch.policy import FetchPolicy
 from data_prep.url_list import UrlListConfig
 from infra.cluster import ClusterConfig, connected
 from infra.config import StrictModel

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from data_prep.fetch_policy import FetchError, FetchPolicy
-from data_prep.opener import HardenedOpener, installed
+from data_prep.fetch.opener import HardenedOpener, installed
+from data_prep.fetch.policy import FetchError, FetchPolicy
 from tests.chaos._address_tricks import MIXED, NAMES_OF_LOOPBACK, TRICKS, TURNING, location_of
 from tests.result import chaos_arguments, chaos_result, environment, measure
 from tests.unit.data_helpers import web_server

@@ -21,8 +21,8 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.curate import CurateConfig, curate
-from data_prep.dedup import DedupConfig
+from data_prep.curation.curate import CurateConfig, curate
+from data_prep.curation.dedup import DedupConfig
 from data_prep.raw import OUTCOME_SCHEMA, DownloadReport, RawShard
 from infra.cluster import ClusterConfig, connected
 from tests.chaos import _damaged_tars as tars

@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from data_prep.download_config import DownloadConfig
-from data_prep.fetch_policy import FetchPolicy
-from data_prep.opener import HardenedOpener
+from data_prep.fetch.opener import HardenedOpener
+from data_prep.fetch.policy import FetchPolicy
 from data_prep.partition import download_partition
 from data_prep.raw import iter_outcomes
 from tests.chaos._faulty_origin import DOMAIN, HOST, Kind, Ports, faulty_origin, host_of, kinds

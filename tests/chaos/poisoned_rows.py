@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from data_prep.download_config import DownloadConfig
-from data_prep.fetch_policy import FetchPolicy
+from data_prep.fetch.policy import FetchPolicy
 from data_prep.partition import download_partition
 from data_prep.raw import QUARANTINE_FOLDER, iter_outcomes, read_raw_shard
 from data_prep.url_list import UrlListConfig

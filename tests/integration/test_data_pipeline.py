@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.curate import KEEP_LIST_NAME, CurateConfig, curate
+from data_prep.curation.curate import KEEP_LIST_NAME, CurateConfig, curate
 from data_prep.download import download
 from data_prep.download_config import DownloadConfig
 from data_prep.fan_out import MAX_FAILED, Done, Failed, TaskConfig, WorkerDiedError, fan_out, fan_out_each
-from data_prep.fetch_policy import FetchPolicy
+from data_prep.fetch.policy import FetchPolicy
 from data_prep.manifest import read_manifest, verify_shards
 from data_prep.raw import DownloadReport
 from data_prep.reshard import ReshardConfig, reshard

@@ -11,13 +11,13 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from data_prep.curate import KEEP_LIST_NAME, CurateConfig, curate
+from data_prep.curation.curate import KEEP_LIST_NAME, CurateConfig, curate
 from data_prep.description import DatasetDescription, describe_dataset
 from data_prep.download import download
 from data_prep.download_config import DownloadConfig
 from data_prep.manifest import ShardManifest, read_manifest, verify_shards
 from data_prep.raw import DownloadReport, iter_outcomes, read_download_report
-from data_prep.removals import RemovalRequest
+from data_prep.removal.requests import RemovalRequest
 from data_prep.reshard import ReshardConfig, reshard
 from data_prep.sample.links import write_url_list
 from data_prep.sample.serve import serving_sample

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from data_prep.curation.ray_stream import TaskFailedError, stream
 from data_prep.fan_out import TaskConfig, WorkerDiedError
-from data_prep.ray_stream import TaskFailedError, stream
 from infra.cluster import ClusterConfig, connected
 
 pytestmark = pytest.mark.integration

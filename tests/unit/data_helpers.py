@@ -24,7 +24,7 @@ from PIL import Image
 
 from data_prep.download_config import DownloadConfig
 from data_prep.fan_out import Done, Failed, TaskConfig
-from data_prep.fetch_policy import FetchPolicy
+from data_prep.fetch.policy import FetchPolicy
 from data_prep.url_list import UrlListConfig
 from data_prep.url_plan import Partition, plan_url_list
 

@@ -8,16 +8,16 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-import data_prep.curate
+import data_prep.curation.curate
 import data_prep.import_pictures
 import data_prep.reshard
-from data_prep.curate import KEEP_LIST_NAME, CurateConfig, curate
+from data_prep.curation.curate import KEEP_LIST_NAME, CurateConfig, curate
 from data_prep.import_pictures import import_pictures
 from data_prep.manifest import read_manifest, verify_shards
 from data_prep.partition_report import write_table
 from data_prep.picture_partition import ImportConfig
 from data_prep.raw import OUTCOME_SCHEMA, iter_outcomes
-from data_prep.removals import RemovalRequest
+from data_prep.removal.requests import RemovalRequest
 from data_prep.reshard import ReshardConfig, reshard
 from infra import storage
 from pipeline.config import RunConfig, load_run_config
@@ -97,6 +97,6 @@ def url_of(uid: str) -> str:
 
 
 def run_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_prep.curate, "stream", run_here)
+    monkeypatch.setattr(data_prep.curation.curate, "stream", run_here)
     for module in (data_prep.import_pictures, data_prep.reshard):
         monkeypatch.setattr(module, "fan_out", run_here)

@@ -2,8 +2,8 @@
 
 import pytest
 
-import data_prep.captions
-from data_prep.captions import clean_caption
+import data_prep.curation.captions
+from data_prep.curation.captions import clean_caption
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_a_cleaned_caption_stays_as_it_is() -> None:
 
 
 def test_a_caption_counts_up_to_a_length() -> None:
-    assert clean_caption("a" * 30_000) == "a" * data_prep.captions.MAX_CHARACTERS
+    assert clean_caption("a" * 30_000) == "a" * data_prep.curation.captions.MAX_CHARACTERS
 
 
 @pytest.mark.parametrize(
@@ -64,5 +64,5 @@ def test_a_caption_counts_up_to_a_length() -> None:
     ],
 )
 def test_hostile_captions_take_time_in_proportion_to_their_length(piece: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_prep.captions, "MAX_CHARACTERS", 1 << 20)
+    monkeypatch.setattr(data_prep.curation.captions, "MAX_CHARACTERS", 1 << 20)
     clean_caption(piece * ((1 << 18) // len(piece)) + "x")  # for minutes, were it in the square of it

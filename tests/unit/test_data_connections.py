@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.deadline import Deadline
-from data_prep.fetch_policy import FetchError, FetchPolicy
-from data_prep.opener import HardenedOpener
+from data_prep.fetch.deadline import Deadline
+from data_prep.fetch.opener import HardenedOpener
+from data_prep.fetch.policy import FetchError, FetchPolicy
 from tests.unit.data_helpers import body, picture, redirect, status, web_server, write_certificate
 
 PICTURE = picture()

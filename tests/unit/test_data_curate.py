@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-import data_prep.curate
+import data_prep.curation.curate
 import data_prep.import_pictures
 import data_prep.reshard
-from data_prep.curate import KEEP_LIST_NAME, CurateConfig, CurateReport, curate
-from data_prep.dedup import DedupConfig
-from data_prep.filters import FilterConfig
+from data_prep.curation.curate import KEEP_LIST_NAME, CurateConfig, CurateReport, curate
+from data_prep.curation.dedup import DedupConfig
+from data_prep.curation.filters import FilterConfig
 from data_prep.import_pictures import import_pictures
 from data_prep.manifest import VERIFIED_NAME, SampleRecord, read_manifest, verify_shards
 from data_prep.picture_partition import ImportConfig
@@ -26,7 +26,7 @@ from tests.unit.data_helpers import no_progress, picture, read_table, run_here, 
 
 @pytest.fixture(autouse=True)
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_prep.curate, "stream", run_here)
+    monkeypatch.setattr(data_prep.curation.curate, "stream", run_here)
     monkeypatch.setattr(data_prep.import_pictures, "fan_out", run_here)
     monkeypatch.setattr(data_prep.reshard, "fan_out", run_here)
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from data_prep.dedup import perceptual_hash
+from data_prep.curation.dedup import perceptual_hash
 from infra import images
 from tests.unit.data_helpers import picture
 

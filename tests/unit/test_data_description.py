@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-import data_prep.curate
+import data_prep.curation.curate
 import data_prep.import_pictures
 import data_prep.reshard
 from data_prep import shown_samples, tallies
-from data_prep.curate import KEEP_LIST_NAME, CurateConfig, curate
+from data_prep.curation.curate import KEEP_LIST_NAME, CurateConfig, curate
 from data_prep.description import DatasetDescription, describe_dataset, host_of
 from data_prep.import_pictures import import_pictures
 from data_prep.partition_report import write_table
@@ -66,7 +66,7 @@ class Described:
 @pytest.fixture(scope="module")
 def described(tmp_path_factory: pytest.TempPathFactory) -> Described:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(data_prep.curate, "stream", run_here)
+        patched.setattr(data_prep.curation.curate, "stream", run_here)
         for module in (data_prep.import_pictures, data_prep.reshard):
             patched.setattr(module, "fan_out", run_here)
         return Described(tmp_path_factory.mktemp("described"))

@@ -4,8 +4,8 @@ import ipaddress
 
 import pytest
 
-from data_prep.addresses import is_odd_address, is_public
-from data_prep.fetch_policy import FetchPolicy
+from data_prep.fetch.addresses import is_odd_address, is_public
+from data_prep.fetch.policy import FetchPolicy
 
 
 @pytest.mark.parametrize("address", ["1.1.1.1", "93.184.215.14", "2606:4700:4700::1111", "2a00:1450:4001:82a::200e"])

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import data_prep.near
-from data_prep.dedup import digests_of, first_of_equal, first_places
-from data_prep.near import UNKNOWN, Hashes, greedy_duplicates, nearest
+import data_prep.curation.near
+from data_prep.curation.dedup import digests_of, first_of_equal, first_places
+from data_prep.curation.near import UNKNOWN, Hashes, greedy_duplicates, nearest
 from tests.unit.banded_duplicates import near_duplicates
 from tests.unit.data_helpers import sha256
 
@@ -17,11 +17,11 @@ from tests.unit.data_helpers import sha256
 @pytest.fixture(autouse=True)
 def short_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that even a few hashes are gone through in several parts, and pairs come in several blocks."""
-    monkeypatch.setattr(data_prep.near, "_FIRST_PART", 16)
-    monkeypatch.setattr(data_prep.near, "_PAIRS_AT_ONCE", 64)
-    monkeypatch.setattr(data_prep.near, "_PAIRS_HELD", 200)
-    monkeypatch.setattr(data_prep.near, "_PAIRS_AS_LISTS", 50)
-    monkeypatch.setattr(data_prep.near, "_CROWDED", 8)
+    monkeypatch.setattr(data_prep.curation.near, "_FIRST_PART", 16)
+    monkeypatch.setattr(data_prep.curation.near, "_PAIRS_AT_ONCE", 64)
+    monkeypatch.setattr(data_prep.curation.near, "_PAIRS_HELD", 200)
+    monkeypatch.setattr(data_prep.curation.near, "_PAIRS_AS_LISTS", 50)
+    monkeypatch.setattr(data_prep.curation.near, "_CROWDED", 8)
 
 
 def hashes(values: list[int], concepts: list[str | None] | None = None) -> Hashes:
@@ -88,7 +88,7 @@ def test_hashes_made_to_be_hard(values: list[int]) -> None:
 def compared_and_held(monkeypatch: pytest.MonkeyPatch, values: list[int]) -> tuple[list[int | None], int, int]:
     """The answer, how many pairs were compared for it, and how many near ones were held at once."""
     compared, held = [0], [0]
-    count_bits, pairs_within = np.bitwise_count, data_prep.near._pairs_within
+    count_bits, pairs_within = np.bitwise_count, data_prep.curation.near._pairs_within
 
     def counted(differences: np.ndarray) -> np.ndarray:
         compared[0] += differences.size
@@ -100,7 +100,7 @@ def compared_and_held(monkeypatch: pytest.MonkeyPatch, values: list[int]) -> tup
         return pairs
 
     monkeypatch.setattr(np, "bitwise_count", counted)
-    monkeypatch.setattr(data_prep.near, "_pairs_within", measured)
+    monkeypatch.setattr(data_prep.curation.near, "_pairs_within", measured)
     answer = found(values, 4)
     return answer, compared[0], held[0]
 
@@ -108,8 +108,8 @@ def compared_and_held(monkeypatch: pytest.MonkeyPatch, values: list[int]) -> tup
 def test_hashes_made_to_meet_at_one_key_are_told_apart_by_their_other_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(0)
     values = [rng.getrandbits(43) << 21 for _ in range(4_000)]  # the lowest bits are the key of a table
-    monkeypatch.setattr(data_prep.near, "_FIRST_PART", 1 << 12)
-    monkeypatch.setattr(data_prep.near, "_CROWDED", 64)
+    monkeypatch.setattr(data_prep.curation.near, "_FIRST_PART", 1 << 12)
+    monkeypatch.setattr(data_prep.curation.near, "_CROWDED", 64)
     answer, compared, _ = compared_and_held(monkeypatch, values)
     assert answer == near_duplicates(values, max_distance=4)
     assert compared < len(values) ** 2 / 10  # one table alone would compare all with all
@@ -119,10 +119,10 @@ def test_balls_of_near_hashes_never_give_all_their_pairs(monkeypatch: pytest.Mon
     rng = random.Random(0)
     around = [0, *(1 << a for a in range(24)), *(1 << a | 1 << b for a, b in combinations(range(24), 2))]
     values = [centre ^ bits for centre in (rng.getrandbits(64) for _ in range(8)) for bits in around]
-    monkeypatch.setattr(data_prep.near, "_FIRST_PART", 1 << 12)
+    monkeypatch.setattr(data_prep.curation.near, "_FIRST_PART", 1 << 12)
     answer, _, held = compared_and_held(monkeypatch, values)
     assert answer == near_duplicates(values, max_distance=4)
-    assert 0 < held <= data_prep.near._PAIRS_HELD
+    assert 0 < held <= data_prep.curation.near._PAIRS_HELD
 
 
 @pytest.mark.parametrize("names", [0, 3])
@@ -132,7 +132,7 @@ def test_each_near_pair_comes_once(names: int) -> None:
     asked = hashes(values, [rng.choice([None, *(f"concept {i}" for i in range(names))]) for _ in values])
     pairs = [
         pair
-        for left, right, _ in data_prep.near._pairs_between(asked, asked, 4)
+        for left, right, _ in data_prep.curation.near._pairs_between(asked, asked, 4)
         for pair in zip(left.tolist(), right.tolist(), strict=True)
     ]
     assert len(pairs) == len(set(pairs)) > len(values)
@@ -145,8 +145,8 @@ def test_equal_hashes_of_many_concepts_do_not_swallow_each_other() -> None:
 
 
 def test_ten_million_hashes_get_longer_keys() -> None:
-    assert len(data_prep.near._masks(4, 10_000)) == len(data_prep.near._masks(4, 10_000_000)) == 15
-    assert len(data_prep.near._masks(4, 100_000_000)) == 35
+    assert len(data_prep.curation.near._masks(4, 10_000)) == len(data_prep.curation.near._masks(4, 10_000_000)) == 15
+    assert len(data_prep.curation.near._masks(4, 100_000_000)) == 35
 
 
 def test_the_nearest_of_another_set_is_named_and_the_first_of_equally_near_ones() -> None:

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from data_prep.fetch_policy import FetchError, FetchPolicy
-from data_prep.opener import HardenedOpener, installed
+from data_prep.fetch.opener import HardenedOpener, installed
+from data_prep.fetch.policy import FetchError, FetchPolicy
 from tests.unit.data_helpers import body, picture, redirect, status, web_server, write_certificate
 
 PICTURE = picture()
@@ -90,7 +90,7 @@ def test_a_name_with_one_private_address_is_refused(addresses: list[str], monkey
 
 def test_a_name_is_resolved_once_so_it_cannot_change_its_mind(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([["127.0.0.1"], ["10.9.9.9"]])
-    monkeypatch.setattr("data_prep.addresses._look_up", lambda *_: next(answers))
+    monkeypatch.setattr("data_prep.fetch.addresses._look_up", lambda *_: next(answers))
     with web_server({"/": body(PICTURE)}) as web:
         port = web.host.rpartition(":")[2]
         with installed(HardenedOpener(FetchPolicy(allowed_private_hosts=("pictures.example",)))):

@@ -7,7 +7,7 @@ import pytest
 
 import data_prep.partition
 from data_prep.download_config import DownloadConfig
-from data_prep.fetch_policy import FetchPolicy
+from data_prep.fetch.policy import FetchPolicy
 from data_prep.partition import download_partition
 from data_prep.partition_report import outcomes_uri, report_uri
 from data_prep.raw import RawSample, read_raw_shard

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from data_prep.fetch_policy import FetchError, FetchPolicy
-from data_prep.host_turns import MAX_IDLE_HOSTS, MAX_PAUSES_IN_A_ROW, HostTurns, retry_after_s
-from data_prep.opener import HardenedOpener
+from data_prep.fetch.host_turns import MAX_IDLE_HOSTS, MAX_PAUSES_IN_A_ROW, HostTurns, retry_after_s
+from data_prep.fetch.opener import HardenedOpener
+from data_prep.fetch.policy import FetchError, FetchPolicy
 from tests.unit.data_helpers import Answer, body, picture, redirect, web_server
 
 PICTURE = picture()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.curate import CurateConfig
-from data_prep.looks import look_at_shard, looks_uri
+from data_prep.curation.curate import CurateConfig
+from data_prep.curation.looks import look_at_shard, looks_uri
 from data_prep.raw import RawShard
 from data_prep.raw_tar import scan_tar
 from infra import storage

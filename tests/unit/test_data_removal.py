@@ -12,14 +12,14 @@ import pytest
 from typer.testing import CliRunner
 
 import data_prep.download
-from data_prep.curate import KEEP_LIST_NAME
+from data_prep.curation.curate import KEEP_LIST_NAME
 from data_prep.download import download
 from data_prep.download_config import DownloadConfig
 from data_prep.manifest import read_manifest
 from data_prep.partition import download_partition
 from data_prep.partition_report import write_table
 from data_prep.raw import DownloadReport, iter_outcomes, read_download_report, read_raw_shard
-from data_prep.removals import Removal, RemovalRequest, Removals, forgotten_in, matched, read_removals, write_removals
+from data_prep.removal.requests import Removal, RemovalRequest, Removals, forgotten_in, matched, read_removals, write_removals
 from data_prep.url_list import UrlListConfig
 from infra import storage
 from infra.errors import BadInputError

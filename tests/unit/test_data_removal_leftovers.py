@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.curate import CurateConfig, CurateReport, curate
+from data_prep.curation.curate import CurateConfig, CurateReport, curate
 from data_prep.import_pictures import import_pictures
 from data_prep.manifest import read_manifest
 from data_prep.partition_report import write_table
 from data_prep.picture_partition import ImportConfig
 from data_prep.raw import OUTCOME_SCHEMA, iter_outcomes, read_download_report
-from data_prep.removals import RemovalRequest
+from data_prep.removal.requests import RemovalRequest
 from infra import storage
 from pipeline.config import load_run_config
 from pipeline.forget import forget

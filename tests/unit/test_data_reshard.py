@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-import data_prep.curate
+import data_prep.curation.curate
 import data_prep.import_pictures
 import data_prep.reshard
 import data_prep.training_shard
-from data_prep.curate import KEEP_LIST_NAME, CurateConfig, curate
+from data_prep.curation.curate import KEEP_LIST_NAME, CurateConfig, curate
 from data_prep.fan_out import TaskConfig
 from data_prep.import_pictures import import_pictures
 from data_prep.kept_samples import cut, kept_samples
@@ -29,7 +29,7 @@ from tests.unit.data_helpers import no_progress, picture, run_here, sha256, writ
 
 @pytest.fixture(autouse=True)
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_prep.curate, "stream", run_here)
+    monkeypatch.setattr(data_prep.curation.curate, "stream", run_here)
     for module in (data_prep.import_pictures, data_prep.reshard):
         monkeypatch.setattr(module, "fan_out", run_here)
 
@@ -43,7 +43,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
         for i in range(20)
     ]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(data_prep.curate, "stream", run_here)
+        patched.setattr(data_prep.curation.curate, "stream", run_here)
         patched.setattr(data_prep.import_pictures, "fan_out", run_here)
         uri = write_parquet(root / "pictures.parquet", rows)
         import_pictures(uri, config=ImportConfig(samples_per_shard=6), output_uri=f"{root}/raw", progress=no_progress)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from data_prep.fetch_policy import FetchError, FetchPolicy
-from data_prep.opener import HardenedOpener, sites_of_process
-from data_prep.robots import MAX_FILE_BYTES, MAX_RULES, Rules, refused_by_tag, rules_for
+from data_prep.fetch.opener import HardenedOpener, sites_of_process
+from data_prep.fetch.policy import FetchError, FetchPolicy
+from data_prep.fetch.robots import MAX_FILE_BYTES, MAX_RULES, Rules, refused_by_tag, rules_for
 from tests.unit.data_helpers import Answer, body, picture, redirect, status, web_server
 
 PICTURE = picture()

@@ -9,24 +9,24 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-import data_prep.curate
+import data_prep.curation.curate
 import data_prep.import_pictures
 import data_prep.reshard
-from data_prep.curate import CurateConfig, CurateReport, curate
-from data_prep.dedup import DedupConfig
-from data_prep.filters import FilterConfig, LanguageConfig
+from data_prep.curation.curate import CurateConfig, CurateReport, curate
+from data_prep.curation.dedup import DedupConfig
+from data_prep.curation.filters import FilterConfig, LanguageConfig
+from data_prep.curation.looks import num_looked_at
+from data_prep.curation.scores import ScoreConfig
 from data_prep.import_pictures import import_pictures
-from data_prep.looks import num_looked_at
 from data_prep.picture_partition import ImportConfig
 from data_prep.reshard import ReshardConfig, reshard
-from data_prep.scores import ScoreConfig
 from infra.errors import BadInputError, CorruptArtefactError, DataLossError
 from tests.unit.data_helpers import no_progress, picture, read_table, run_here, write_parquet
 
 
 @pytest.fixture(autouse=True)
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_prep.curate, "stream", run_here)
+    monkeypatch.setattr(data_prep.curation.curate, "stream", run_here)
     monkeypatch.setattr(data_prep.import_pictures, "fan_out", run_here)
     monkeypatch.setattr(data_prep.reshard, "fan_out", run_here)
 
@@ -255,7 +255,7 @@ def test_a_killed_curation_goes_on_with_the_shards_that_are_missing(pool: Pool, 
             looked.append(each[1])
             yield function(*each)
 
-    monkeypatch.setattr(data_prep.curate, "stream", stopping)
+    monkeypatch.setattr(data_prep.curation.curate, "stream", stopping)
     with pytest.raises(KeyboardInterrupt):
         pool.curate()
     assert num_looked_at(str(pool.folder / "curated")) == 2
@@ -264,7 +264,7 @@ def test_a_killed_curation_goes_on_with_the_shards_that_are_missing(pool: Pool, 
     whole = (pool.folder / "curated/keep.parquet").read_bytes()
     pool.curate(filters=FilterConfig(min_side=40))  # a bound is no part of what is measured
     assert looked == [0, 1, 2]
-    monkeypatch.setattr(data_prep.curate, "stream", run_here)
+    monkeypatch.setattr(data_prep.curation.curate, "stream", run_here)
     pool.curate("anew")
     assert whole == (pool.folder / "anew/keep.parquet").read_bytes()
 

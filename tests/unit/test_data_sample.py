@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from data_prep.fetch_policy import FetchError, FetchPolicy
-from data_prep.opener import HardenedOpener, installed
+from data_prep.fetch.opener import HardenedOpener, installed
+from data_prep.fetch.policy import FetchError, FetchPolicy
 from data_prep.sample.build import EVALUATION_ARTISTS, TRAINING_ARTISTS, build_sample
 from data_prep.sample.links import BAD_LINKS, write_url_list
 from data_prep.sample.pictures import SAMPLE_URI, read_sample

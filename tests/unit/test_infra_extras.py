@@ -28,7 +28,7 @@ for module in modules:
 """
 MODULES = {
     "data": [
-        *("data_prep.download", "data_prep.fan_out", "data_prep.partition", "data_prep.curate", "data_prep.reshard"),
+        *("data_prep.download", "data_prep.fan_out", "data_prep.partition", "data_prep.curation.curate", "data_prep.reshard"),
         "data_prep.import_pictures",
     ],
     # `hyperclip serve` is what the image starts, and its other commands on trained models should work there too

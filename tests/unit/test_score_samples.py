@@ -9,15 +9,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import data_prep.curate
+import data_prep.curation.curate
 import data_prep.import_pictures
 import pipeline.score_samples
-from data_prep.curate import CurateConfig, curate
+from data_prep.curation.curate import CurateConfig, curate
+from data_prep.curation.scores import ScoreConfig
 from data_prep.fan_out import TaskConfig
 from data_prep.import_pictures import import_pictures
 from data_prep.picture_partition import ImportConfig
 from data_prep.raw import read_download_report
-from data_prep.scores import ScoreConfig
 from infra.errors import BadInputError
 from pipeline.cli import app
 from pipeline.score_samples import Scored, score_samples
@@ -29,7 +29,7 @@ from training.shipped import shipped_model_folder
 
 @pytest.fixture
 def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(data_prep.curate, "stream", run_here)
+    monkeypatch.setattr(data_prep.curation.curate, "stream", run_here)
     monkeypatch.setattr(data_prep.import_pictures, "fan_out", run_here)
     monkeypatch.setattr(pipeline.score_samples, "fan_out", run_here)
     rows = [{"uid": f"{seed}", "image": picture(seed), "caption": f"<b>thing</b> {seed}"} for seed in range(5)]

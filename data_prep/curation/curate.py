@@ -20,14 +20,13 @@ import pyarrow.compute as pc
 from pydantic import Field, NonNegativeInt, model_validator
 
 from data_prep.accounting import require_all_accounted
-from data_prep.dedup import DedupConfig
-from data_prep.fan_out import TaskConfig, absolute
-from data_prep.filters import PRESETS, FilterConfig, LanguageConfig, Preset
-from data_prep.keep_list import KEEP_LIST_NAME as KEEP_LIST_NAME
-from data_prep.keep_list import KEEP_SCHEMA as KEEP_SCHEMA
-from data_prep.keep_list import write_lists
-from data_prep.leaks import read_evaluation_pictures
-from data_prep.looks import (
+from data_prep.curation.dedup import DedupConfig
+from data_prep.curation.filters import PRESETS, FilterConfig, LanguageConfig, Preset
+from data_prep.curation.keep_list import KEEP_LIST_NAME as KEEP_LIST_NAME
+from data_prep.curation.keep_list import KEEP_SCHEMA as KEEP_SCHEMA
+from data_prep.curation.keep_list import write_lists
+from data_prep.curation.leaks import read_evaluation_pictures
+from data_prep.curation.looks import (
     DAMAGED,
     DAMAGED_NAME,
     LOOK_SCHEMA,
@@ -38,12 +37,13 @@ from data_prep.looks import (
     look_at_shard,
     looks_uri,
 )
+from data_prep.curation.pool import load_pool
+from data_prep.curation.ray_stream import stream
+from data_prep.curation.rules import NOT_DROPPED, apply_rules
+from data_prep.curation.scores import ScoreConfig
+from data_prep.fan_out import TaskConfig, absolute
 from data_prep.partition_report import write_table
-from data_prep.pool import load_pool
 from data_prep.raw import DownloadReport, iter_outcomes, read_download_report
-from data_prep.ray_stream import stream
-from data_prep.rules import NOT_DROPPED, apply_rules
-from data_prep.scores import ScoreConfig
 from infra import images, storage
 from infra.config import StrictModel, content_hash
 from infra.errors import CorruptArtefactError

@@ -10,11 +10,11 @@ import socket
 import ssl
 from collections.abc import Iterator
 
-from data_prep.addresses import AddressBook
-from data_prep.connections import Answer, Connection, ConnectionPool
-from data_prep.deadline import Deadline
-from data_prep.fetch_policy import FetchError, FetchPolicy, Origin, origin_of, request_target
-from data_prep.host_turns import HostTurns, retry_after_s
+from data_prep.fetch.addresses import AddressBook
+from data_prep.fetch.connections import Answer, Connection, ConnectionPool
+from data_prep.fetch.deadline import Deadline
+from data_prep.fetch.host_turns import HostTurns, retry_after_s
+from data_prep.fetch.policy import FetchError, FetchPolicy, Origin, origin_of, request_target
 
 _BUSY = {429, 503}
 

@@ -13,8 +13,8 @@ import threading
 import time
 from typing import Any
 
-from data_prep.deadline import Deadline
-from data_prep.fetch_policy import FetchError, Origin
+from data_prep.fetch.deadline import Deadline
+from data_prep.fetch.policy import FetchError, Origin
 
 BUFFER_BYTES = 1 << 16
 MAX_HEADER_BYTES = 3 << 16

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_prep.dedup import digests_of, first_places, perceptual_hash
-from data_prep.near import UNKNOWN, Hashes, nearest
+from data_prep.curation.dedup import digests_of, first_places, perceptual_hash
+from data_prep.curation.near import UNKNOWN, Hashes, nearest
+from data_prep.curation.pool import Pool
+from data_prep.curation.rule_result import RuleResult
 from data_prep.picture_partition import picture_type_problem
-from data_prep.pool import Pool
-from data_prep.rule_result import RuleResult
 from data_prep.url_list import parquet_files
 from infra import images, storage
 from infra.errors import BadInputError

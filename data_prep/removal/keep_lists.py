@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.raw import REMOVED
-from data_prep.removal import Targets, blanked, is_meant
+from data_prep.removal.raw_shards import Targets, blanked, is_meant
 from infra import storage
 
 

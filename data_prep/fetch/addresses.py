@@ -12,8 +12,8 @@ import threading
 import time
 from collections import OrderedDict
 
-from data_prep.deadline import Deadline
-from data_prep.fetch_policy import FetchError
+from data_prep.fetch.deadline import Deadline
+from data_prep.fetch.policy import FetchError
 
 MAX_NAMES = 10_000
 REMEMBERED_S = 300.0

@@ -12,7 +12,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from data_prep.fetch_policy import FetchError
+from data_prep.fetch.policy import FetchError
 
 MAX_IDLE_HOSTS = 10_000
 MAX_PAUSE_S = 3600.0

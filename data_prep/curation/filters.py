@@ -6,8 +6,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, PositiveInt
 
-from data_prep.pool import Pool
-from data_prep.rule_result import RuleResult
+from data_prep.curation.pool import Pool
+from data_prep.curation.rule_result import RuleResult
 from infra.config import StrictModel
 
 

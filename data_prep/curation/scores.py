@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
-from data_prep.pool import Pool, hash_uids
-from data_prep.rule_result import RuleResult
+from data_prep.curation.pool import Pool, hash_uids
+from data_prep.curation.rule_result import RuleResult
 from data_prep.url_list import parquet_files
 from infra import storage
 from infra.config import StrictModel

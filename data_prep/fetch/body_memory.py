@@ -9,7 +9,7 @@ import mmap
 import threading
 from collections.abc import Iterator
 
-from data_prep.deadline import Deadline
+from data_prep.fetch.deadline import Deadline
 
 MAX_TOTAL_BYTES = 80_000_000
 FREE_BYTES = 1 << 20

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.captions import clean_caption
-from data_prep.dedup import perceptual_hash
-from data_prep.language import detect_language
+from data_prep.curation.captions import clean_caption
+from data_prep.curation.dedup import perceptual_hash
+from data_prep.curation.language import detect_language
 from data_prep.partition_report import write_table
-from data_prep.raw import RawSample, RawShard, read_raw_shard
+from data_prep.raw import RawSample, RawShard, read_raw_shard, sized_shard
 from infra import images, storage
 from infra.config import StrictModel, content_hash
 from infra.errors import CorruptArtefactError
@@ -126,14 +126,7 @@ def _fingerprint(shard: RawShard, config: LookConfig) -> str:
 @contextmanager
 def _verified(raw_uri: str, shard: RawShard) -> Iterator[str]:
     """The raw folder, or a copy of it with this shard alone where it is remote, once the shard's bytes are those reported."""
-    uri = storage.join(raw_uri, shard.path)
-    if not storage.exists(uri):
-        raise CorruptArtefactError(f"{uri} is missing. Remove {raw_uri} and run the download again")
-    if (found := storage.size(uri)) != shard.bytes:
-        raise CorruptArtefactError(
-            f"{uri} has {found:,} bytes, its report says {shard.bytes:,}: it is truncated or was changed. "
-            f"Remove {raw_uri} and run the download again"
-        )
+    uri = sized_shard(raw_uri, shard)
     with tempfile.TemporaryDirectory(prefix="hyperclip-") as temporary:
         local = storage.is_local(uri)
         copy = Path(temporary) / shard.path

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from data_prep.dedup import DedupConfig, first_of_equal
-from data_prep.filters import FilterConfig, LanguageConfig, filter_results
-from data_prep.leaks import EvaluationPictures, leak_result
-from data_prep.near import UNKNOWN, Hashes, greedy_duplicates
-from data_prep.pool import Pool
-from data_prep.rule_result import RuleResult
-from data_prep.scores import ScoreConfig, score_result
+from data_prep.curation.dedup import DedupConfig, first_of_equal
+from data_prep.curation.filters import FilterConfig, LanguageConfig, filter_results
+from data_prep.curation.leaks import EvaluationPictures, leak_result
+from data_prep.curation.near import UNKNOWN, Hashes, greedy_duplicates
+from data_prep.curation.pool import Pool
+from data_prep.curation.rule_result import RuleResult
+from data_prep.curation.scores import ScoreConfig, score_result
 
 NOT_DROPPED = -1
 

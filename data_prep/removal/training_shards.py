@@ -15,7 +15,7 @@ from data_prep.manifest import (
     write_manifest,
 )
 from data_prep.raw import REMOVED
-from data_prep.removal import Targets, is_meant
+from data_prep.removal.raw_shards import Targets, is_meant
 from data_prep.training_shard import TAR_BLOCK_BYTES, check_offsets, tar_of
 from infra import storage
 

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from http.client import HTTPMessage
 from typing import Any, NamedTuple
 
-from data_prep.body_memory import FREE_BYTES, BodyMemory
-from data_prep.connections import Answer
-from data_prep.deadline import Deadline
-from data_prep.fetch_policy import MAX_URL_CHARACTERS, FetchError, FetchPolicy, redirected
-from data_prep.robots import REDIRECTS, RobotsTxt, refused_by_tag
-from data_prep.web import Web, named_errors
+from data_prep.fetch.body_memory import FREE_BYTES, BodyMemory
+from data_prep.fetch.connections import Answer
+from data_prep.fetch.deadline import Deadline
+from data_prep.fetch.policy import MAX_URL_CHARACTERS, FetchError, FetchPolicy, redirected
+from data_prep.fetch.robots import REDIRECTS, RobotsTxt, refused_by_tag
+from data_prep.fetch.web import Web, named_errors
 from infra import images
 
 READ_BLOCK_BYTES = 1 << 16

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_prep.dedup import digests_of
-from data_prep.near import UNKNOWN
+from data_prep.curation.dedup import digests_of
+from data_prep.curation.near import UNKNOWN
 from infra import storage
 from infra.errors import CorruptArtefactError, DataLossError
 
@@ -127,7 +127,7 @@ def _read(uri: str, filters: Any = None) -> pa.Table:
 
 
 def _read_nothing() -> pa.Table:
-    from data_prep.looks import LOOK_SCHEMA
+    from data_prep.curation.looks import LOOK_SCHEMA
 
     return LOOK_SCHEMA.empty_table().select(_COLUMNS)
 

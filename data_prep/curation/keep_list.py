@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_prep.pool import Pool, read_rows
-from data_prep.rule_result import RuleResult
-from data_prep.rules import NOT_DROPPED
+from data_prep.curation.pool import Pool, read_rows
+from data_prep.curation.rule_result import RuleResult
+from data_prep.curation.rules import NOT_DROPPED
 from infra import storage
 
 KEEP_LIST_NAME = "keep.parquet"

@@ -11,10 +11,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from data_prep.connections import Answer
-from data_prep.deadline import Deadline
-from data_prep.fetch_policy import FetchError, FetchPolicy, Origin, origin_of, redirected
-from data_prep.web import NotConnectedError, Web
+from data_prep.fetch.connections import Answer
+from data_prep.fetch.deadline import Deadline
+from data_prep.fetch.policy import FetchError, FetchPolicy, Origin, origin_of, redirected
+from data_prep.fetch.web import NotConnectedError, Web
 
 REDIRECTS = {301, 302, 303, 307, 308}
 MAX_FILE_BYTES = 500 * 1024
