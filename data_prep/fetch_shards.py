@@ -54,8 +54,8 @@ def _run_img2dataset(table: pa.Table, config: DownloadConfig, *, folder: str, fi
         return first_shard
     from img2dataset.downloader import Downloader
     from img2dataset.reader import Reader
-    from img2dataset.resizer import Resizer
 
+    from data_prep.resizer import Resizer, store_as_received
     from data_prep.sorted_shards import SortedSampleWriter
 
     scratch = Path(tempfile.mkdtemp(prefix="hyperclip-urls-"))
@@ -77,12 +77,7 @@ def _run_img2dataset(table: pa.Table, config: DownloadConfig, *, folder: str, fi
         )
         downloader = Downloader(
             sample_writer_class=SortedSampleWriter,
-            resizer=Resizer(
-                image_size=config.resize or 256,
-                resize_mode="keep_ratio" if config.resize else "no",
-                resize_only_if_bigger=True,
-                disable_all_reencoding=config.resize is None,
-            ),
+            resizer=Resizer(config.resize) if config.resize else store_as_received,
             thread_count=min(config.threads, table.num_rows),
             save_caption=True,
             extract_exif=False,

@@ -1,5 +1,7 @@
 """The only decoder in the project: JPEG, PNG and WebP, header first, bounded before anything is allocated.
 
+The download's resizer alone has a decoder of its own, for what `probe` has admitted.
+
 `probe` reads the true format and size from the bytes; `decode` gives pixels.  Everything that is not one of the three formats,
 or claims more pixels than allowed, is refused before decompression.  Animated pictures give their first frame.  Pictures and
 their sizes are upright: the EXIF orientation that a camera wrote is applied here, so that training, evaluation and serving all
