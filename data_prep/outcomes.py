@@ -1,66 +1,43 @@
-"""What became of every row of a partition: img2dataset's tables, its tars and the opener's side log, brought together."""
+"""What became of every row of a partition: what was written of it and the opener's side log, brought together."""
 
-import hashlib
 import re
 from collections import defaultdict
 from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_prep.fetch.opener import RequestRecord
-from data_prep.raw import RawShard
-from data_prep.raw_tar import scan_tar
-from infra import images, storage
+from data_prep.sorted_shards import WrittenShard
 
 _REASON = re.compile(r"\[(\w+)\] ")
 
 
 def collect_outcomes(
-    rows: pa.Table, shards: list[RawShard], records: list[RequestRecord], *, output_uri: str, folder: str, max_pixels: int
+    rows: pa.Table, shards: list[WrittenShard], records: list[RequestRecord], *, folder: str
 ) -> list[dict[str, Any]]:
-    """One entry per row of img2dataset's parquet files, of `OUTCOME_SCHEMA`.
-
-    Format, size and hash are read from the pictures as they lie in the tars.
+    """One entry per row that img2dataset handed to the writer of its shard, of `OUTCOME_SCHEMA`.
 
     Args:
         rows: those that were fetched, of `URL_LIST_SCHEMA`.
-        shards: img2dataset's output for them, in `folder`.
+        shards: what was written of them.
         records: the opener's side log.
-
-    Raises:
-        CorruptArtefactError: a tar cannot be read back.
+        folder: of the shards, relative to the raw folder.
     """
     requests: dict[str, list[RequestRecord]] = defaultdict(list)
     for record in records:
         requests[record.url].append(record)
     expected = dict(zip(rows["row"].to_pylist(), rows["sha256"].to_pylist(), strict=True))
-    stored = {}
-    for shard in shards:
-        for sample in scan_tar(storage.join(output_uri, shard.path)):
-            info = images.probe(sample.image, max_pixels=max_pixels)  # what is stored, not what a header claimed
-            stored[sample.record["uid"]] = {
-                "shard": shard.path,
-                "key": sample.key,
-                "format": info.format,
-                "width": info.width,
-                "height": info.height,
-                "bytes": len(sample.image),
-                "sha256": hashlib.sha256(sample.image).hexdigest(),
-            }
     outcomes: list[dict[str, Any]] = []
-    for uri in storage.list_files(folder, suffix=".parquet"):
-        with storage.open_read(uri) as file:
-            tried = pq.read_table(file, columns=["row", "uid", "url", "status", "error_message"]).to_pylist()
-        for row in tried:
-            entry = {name: row[name] for name in ("row", "uid", "url")} | {"expected_sha256": expected[row["row"]]}
-            if row["status"] == "success" and row["uid"] in stored:
-                entry |= {"state": "downloaded", **stored[row["uid"]]}
+    for shard in shards:
+        for tried in shard.rows:
+            entry = {"row": tried.row, "uid": tried.uid, "url": tried.url, "expected_sha256": expected[tried.row]}
+            if tried.status == "success" and tried.picture:
+                entry |= {"state": "downloaded", "shard": f"{folder}/{shard.name}", **tried.picture._asdict()}
             else:
-                reason = _reason(row["status"], row["error_message"] or "")
-                entry |= {"state": "failed", "reason": reason, "detail": row["error_message"]}
-            if request := _request_of(entry, requests[row["url"]]):
+                reason = _reason(tried.status, tried.error_message or "")
+                entry |= {"state": "failed", "reason": reason, "detail": tried.error_message}
+            if request := _request_of(entry, requests[tried.url]):
                 entry |= {name: getattr(request, name) for name in ("final_url", "http_status", "content_type", "attempts")}
                 entry |= {
                     "fetched_at": datetime.fromtimestamp(request.fetched_at, UTC),

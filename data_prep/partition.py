@@ -3,7 +3,6 @@
 Everything is a plain function: Ray comes in with `download.py`.
 """
 
-import json
 import time
 from typing import Any
 
@@ -25,8 +24,9 @@ from data_prep.partition_report import (
     write_finished,
 )
 from data_prep.quarantine import write_quarantine
-from data_prep.raw import OUTCOME_SCHEMA, REMOVED, RawShard, round_folder
+from data_prep.raw import OUTCOME_SCHEMA, REMOVED, RawShard, round_folder, sized_shard
 from data_prep.removal.requests import Forgotten, forgotten_in
+from data_prep.sorted_shards import WrittenShard
 from data_prep.url_plan import REPEATED, Partition, read_partition
 from infra import storage
 
@@ -38,7 +38,7 @@ def download_partition(partition: Partition, config: DownloadConfig, *, output_u
 
     Raises:
         DataLossError: a row came back without an outcome, or img2dataset did not go through the opener.
-        CorruptArtefactError: a shard could not be read back.
+        CorruptArtefactError: a shard does not lie where it was written.
     """
     if done := finished_report(partition, config, output_uri=output_uri):
         return done
@@ -51,11 +51,10 @@ def download_partition(partition: Partition, config: DownloadConfig, *, output_u
     storage.make_folder(shards_uri)
     not_fetched = _without_request(rows, forgotten_in(output_uri))
     tryable = rows.filter(pc.invert(pc.is_in(rows["row"], pa.array([entry["row"] for entry in not_fetched], pa.int64()))))
-    records = fetch_shards(tryable.drop_columns("first"), config, folder=shards_uri, first_shard=partition.first_shard)
-    shards = _read_back_shards(output_uri, shards_uri)
-    outcomes = not_fetched + collect_outcomes(
-        tryable, shards, records, output_uri=output_uri, folder=shards_uri, max_pixels=config.policy.max_pixels
-    )
+    fetched = fetch_shards(tryable.drop_columns("first"), config, folder=shards_uri, first_shard=partition.first_shard)
+    folder = shards_uri.removeprefix(output_uri).strip("/")
+    shards = [_arrived(shard, output_uri=output_uri, folder=folder) for shard in fetched.shards]
+    outcomes = not_fetched + collect_outcomes(tryable, fetched.shards, fetched.records, folder=folder)
     for entry in outcomes:
         entry["round"] = partition.round
         entry["attempts"] = entry.get("attempts", 0) + before.get(entry["row"], 0)
@@ -110,14 +109,9 @@ def _without_request(rows: pa.Table, forgotten: Forgotten) -> list[dict[str, Any
     return found
 
 
-def _read_back_shards(output_uri: str, folder: str) -> list[RawShard]:
-    relative = folder.removeprefix(output_uri).strip("/")
-    shards = []
-    for stats_uri in storage.list_files(folder, suffix="_stats.json"):
-        name = stats_uri.rpartition("/")[2].removesuffix("_stats.json") + ".tar"
-        uri = storage.join(folder, name)
-        successes = json.loads(storage.read_bytes(stats_uri))["successes"]
-        shards.append(
-            RawShard(path=f"{relative}/{name}", samples=successes, bytes=storage.size(uri), sha256=storage.sha256(uri))
-        )
-    return shards
+def _arrived(shard: WrittenShard, *, output_uri: str, folder: str) -> RawShard:
+    """A shard as reports tell it; raises CorruptArtefactError when it does not lie there as it was written."""
+    stored = sum(row.picture is not None for row in shard.rows)
+    found = RawShard(path=f"{folder}/{shard.name}", samples=stored, bytes=shard.bytes, sha256=shard.sha256)
+    sized_shard(output_uri, found)
+    return found

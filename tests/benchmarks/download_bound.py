@@ -1,6 +1,6 @@
 """How near the download comes to what decoding, resizing and encoding alone allow, and where the rest of the time goes.
 
-The bound: img2dataset's own resizer on pictures in memory, in as many processes as there are download tasks, and no network.
+The bound: the resizer alone on pictures in memory, in as many processes as there are download tasks, and no network.
 Ours: the same pictures from a web server on loopback (5 ms), which takes a share of the two cores.  The profile looks at every
 thread of one task a hundred times a second, and adds the CPU time it has taken since to the part whose code it is in.
 
@@ -28,8 +28,7 @@ from tests.result import benchmark_arguments, benchmark_result, environment, mea
 LATENCY_MS, THREADS = 5, 32
 SAMPLE_EVERY_S = 0.01
 PLACES = (  # the innermost frame that is in one of these says where a thread is
-    ("img2dataset/resizer", "decode, resize, encode"),
-    ("img2dataset/writer", "write the tar"),
+    ("data_prep/resizer", "decode, resize, encode"),
     ("img2dataset/", "img2dataset itself"),
     ("infra/images", "header check"),
     ("data_prep/fetch/connections", "requests"),
@@ -38,9 +37,8 @@ PLACES = (  # the innermost frame that is in one of these says where a thread is
     ("data_prep/fetch/host_turns", "turns at the host"),
     ("data_prep/fetch/robots", "robots.txt"),
     ("data_prep/fetch/opener", "the opener itself"),
-    ("data_prep/outcomes", "reading back"),
-    ("data_prep/raw", "reading back"),
-    ("data_prep/sorted_shards", "sorting the tar"),
+    ("data_prep/outcomes", "outcomes"),
+    ("data_prep/sorted_shards", "write the tar"),
     ("data_prep/", "the rest of ours"),
 )
 
@@ -89,9 +87,9 @@ def bare_rate(count: int) -> float:
 def _resize(count: int) -> None:
     import io
 
-    from img2dataset.resizer import Resizer
+    from data_prep.resizer import Resizer
 
-    resizer = Resizer(image_size=RESIZE, resize_mode="keep_ratio", resize_only_if_bigger=True)
+    resizer = Resizer(RESIZE)
     pictures = _pictures()
     for number in range(count):
         *_, error = resizer(io.BytesIO(pictures[number % len(pictures)]))

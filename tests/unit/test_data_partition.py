@@ -11,6 +11,7 @@ from data_prep.fetch.policy import FetchPolicy
 from data_prep.partition import download_partition
 from data_prep.partition_report import outcomes_uri, report_uri
 from data_prep.raw import RawSample, read_raw_shard
+from data_prep.sorted_shards import SortedShardWriter
 from infra.errors import DataLossError
 from tests.unit.data_helpers import body, one_partition, picture, read_table, sha256, status, url_rows, web_server
 
@@ -150,16 +151,14 @@ def test_a_partition_that_dies_half_way_leaves_no_report(tmp_path: Path, monkeyp
 
 
 def test_a_sample_that_img2dataset_loses_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from img2dataset.writer import WebDatasetSampleWriter
-
-    write = WebDatasetSampleWriter.write
+    write = SortedShardWriter.write
 
     def write_all_but_b(self: Any, image: Any, key: str, caption: Any, meta: dict[str, Any]) -> None:
         if meta["uid"] == "b":
             raise RuntimeError("disk on fire")  # img2dataset prints this and goes on
         write(self, image, key, caption, meta)
 
-    monkeypatch.setattr(WebDatasetSampleWriter, "write", write_all_but_b)
+    monkeypatch.setattr(SortedShardWriter, "write", write_all_but_b)
     with web_server(dict(ANSWERS)) as web:
         config = DownloadConfig(policy=web.allowed())
         with pytest.raises(DataLossError, match="1 missing: b"):
