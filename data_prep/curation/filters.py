@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, field_validator
 
+from data_prep.curation.language import LANGUAGES
 from data_prep.curation.pool import Pool
 from data_prep.curation.rule_result import RuleResult
 from infra.config import StrictModel
@@ -29,10 +30,17 @@ class FilterConfig(StrictModel):
 class LanguageConfig(StrictModel):
     """Captions of one language only."""
 
-    code: str = Field(default="en", pattern=r"^[a-z]{2,3}$")
+    code: str = "en"
     """ISO 639; one of fastText's 176."""
     min_probability: float = Field(default=0.0, ge=0, le=1)
     """Besides being the most probable one."""
+
+    @field_validator("code")
+    @classmethod
+    def _one_that_is_known(cls, code: str) -> str:
+        if code not in LANGUAGES:  # no caption would ever be in it
+            raise ValueError("is none of the languages that fastText tells apart; codes are of ISO 639: en, de, zh, ...")
+        return code
 
 
 Preset = Literal["datacomp_basic"]

