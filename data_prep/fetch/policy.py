@@ -60,6 +60,14 @@ class FetchPolicy(StrictModel):
         return frozenset(entry.lower() for entry in self.allowed_private_hosts)
 
 
+REASONS = (
+    *("bad_url", "forbidden_address", "dns", "connection", "tls", "timeout", "bad_answer", "too_many_redirects"),
+    *("too_large", "too_many_pixels", "not_an_image", "truncated", "sha256_mismatch"),
+    *("robots_disallowed", "robots_unreachable", "host_busy"),
+)
+"""Why a URL gives no picture, beside `http_404` and the like."""
+
+
 class FetchError(OSError):
     """A request that gave no picture.  `reason` is a stable word; the message is for people."""
 

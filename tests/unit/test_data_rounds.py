@@ -1,19 +1,23 @@
 """A whole download without Ray: rounds over what may have passed, hashes, floors, and partitions that fail for good."""
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 import data_prep.download
 import data_prep.download_checks
 from data_prep.download import PartitionsFailedError, download
 from data_prep.download_checks import TooFewDownloadedError
 from data_prep.download_config import DownloadConfig
+from data_prep.fetch.policy import REASONS
 from data_prep.raw import DownloadReport, iter_outcomes, read_download_report, read_raw_shard
 from data_prep.url_list import UrlListConfig
+from data_prep.url_plan import REPEATED
 from infra.errors import BadInputError
 from tests.unit.data_helpers import (
     WebServer,
@@ -196,6 +200,15 @@ def test_a_share_that_is_set_stands_beside_the_others() -> None:
     shares = DownloadConfig(max_reason_share={"dns": 1.0, "http_403": 0.1}).max_reason_share
     assert shares == DownloadConfig().max_reason_share | {"dns": 1.0, "http_403": 0.1}
     assert DownloadConfig().max_reason_share["tls"] == 0.3
+    with pytest.raises(ValidationError, match="no download fails with the reason 'forbiden_address'"):
+        DownloadConfig(max_reason_share={"forbiden_address": 0.1})
+
+
+def test_the_guide_tells_of_every_reason() -> None:
+    table = (Path(__file__).parents[2] / "docs" / "data.md").read_text().partition("| `reason` | |")[2].partition("\n\n")[0]
+    first_cells = " ".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))
+    told = set(re.findall(r"`(\w+)`", first_cells))
+    assert {reason for reason in told if not reason.startswith("http_")} == {*REASONS, REPEATED}
 
 
 def test_a_partition_that_fails_for_good_is_named_and_the_others_are_done(
