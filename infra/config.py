@@ -112,17 +112,19 @@ def set_value(tree: dict[str, Any], path: str, value: Any) -> None:
 
 
 def problems_of(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """Every problem of a configuration, one line each: its place, what is wrong, the value."""
-    return [f"{_place(found['loc'])}: {_problem(found, model)}" for found in error.errors()]
+    """Every problem of a configuration, one line each: its place, what is wrong, the value where it is a single one."""
+    return [_place(found["loc"]) + _problem(found, model) for found in error.errors()]
 
 
 def _place(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in location) or "(top)"
+    return ".".join(str(part) for part in location) + ": " if location else ""
 
 
 def _problem(error: Any, model: type[BaseModel]) -> str:
     if error["type"] != "extra_forbidden":
-        return f"{error['msg']} (got {_short(error['input'])})"
+        message = error["msg"].removeprefix("Value error, ")
+        whole_section = isinstance(error["input"], dict) and error["type"] in ("missing", "value_error")
+        return message if whole_section else f"{message} (got {_short(error['input'])})"
     schema = model.model_json_schema()
     known = {name for part in (schema, *schema.get("$defs", {}).values()) for name in part.get("properties", {})}
     near = difflib.get_close_matches(str(error["loc"][-1]), sorted(known), n=1)

@@ -28,6 +28,7 @@ def test_every_problem_is_listed_with_its_place_and_value() -> None:
     message = str(caught.value)
     assert "x.yaml has 3 problem(s)" in message
     assert "  name: Field required" in message
+    assert "  name: Field required\n" in message + "\n"  # without the whole of the section
     assert "  inner.steps: Input should be greater than 0 (got 0)" in message
     assert "  inner.learning_rate: there is no such setting" in message
 
