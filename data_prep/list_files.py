@@ -136,7 +136,9 @@ def _readable(file_uri: str, found: _Format) -> Iterator[None]:
         raise
     except _READ_PROBLEMS as error:
         zipped = "gzipped " if found.zipped else ""
-        raise BadInputError(f"{file_uri} is not a readable {zipped}{found.kind} file: {error}") from error
+        named = file_uri.endswith(SUFFIXES)
+        why = "" if named else f"; its name ends in none of {', '.join(_KINDS)}, so it was taken for parquet"
+        raise BadInputError(f"{file_uri} is not a readable {zipped}{found.kind} file: {str(error).rstrip('.')}{why}") from error
 
 
 @contextlib.contextmanager
@@ -171,11 +173,14 @@ def _csv_reader(
 def _json_schema(file: IO[bytes]) -> pa.Schema:
     """Of the first lines: Arrow's own would look at all columns, and stumble over those that nobody reads."""
     values: dict[str, list[Any]] = {}
-    for line in itertools.islice(file, _LINES_FOR_TYPES):
+    for number, line in enumerate(itertools.islice(file, _LINES_FOR_TYPES), start=1):
         if line.strip():
-            row = json.loads(line)
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"line {number:,} is no JSON: {error}") from error
             if not isinstance(row, dict):
-                raise ValueError(f"a line holds {type(row).__name__}, not an object")
+                raise ValueError(f"line {number:,} holds {type(row).__name__}, not an object")
             for name, value in row.items():
                 values.setdefault(name, []).append(value)
     return pa.schema([(name, _type_of(found)) for name, found in values.items()])

@@ -148,7 +148,8 @@ def _names_there(file_uri: str, config: UrlListConfig) -> dict[str, str]:
     missing = [theirs for ours, theirs in wanted.items() if ours in required and theirs not in there]
     if missing:
         raise BadInputError(
-            f"{file_uri} has no column {', '.join(map(repr, missing))}; its columns are: {', '.join(there) or 'none'}"
+            f"{file_uri} has no column {', '.join(map(repr, missing))}; its columns are: {', '.join(there) or 'none'}. "
+            "Say under `columns` of the source which of them are meant"
         )
     return {ours: theirs for ours, theirs in wanted.items() if theirs in there}
 

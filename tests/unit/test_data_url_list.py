@@ -212,7 +212,10 @@ def test_the_layouts_of_well_known_lists_have_a_name(tmp_path: Path, preset: str
     [
         ("l.csv", "", "is not a readable csv file"),
         ("l.csv", "url,caption\nhttps://a.org/1\n", "is not a readable csv file: CSV parse error"),
-        ("l.jsonl", '{"url": ', "is not a readable json file"),
+        ("l.jsonl", '{"url": ', "is not a readable json file: line 1 is no JSON"),
+        ("l.jsonl", '{"url": "https://a.org/1", "caption": "x"}\n\n{"url": x}\n', "line 3 is no JSON"),
+        ("l.json", '[{"url": "https://a.org/1", "caption": "x"}]', "line 1 holds list, not an object"),
+        ("l.txt", "https://a.org/1\n", r"not a readable parquet file: .*; its name ends in none of \.parquet, \.csv"),
         ("l.jsonl", '{"url": "https://a.org/1", "caption": "x"}\n{"url": 7}\n', "is not a readable json file"),
         ("l.csv.gz", "url,caption\n", "is not a readable gzipped csv file"),
     ],
