@@ -31,6 +31,9 @@ from training.bundle import BUNDLE_NAME, BundleManifest
 SHOWS_SAMPLES = ("describe", "evaluate", "shipped", "serve")
 """Steps whose output shows samples of the shards they read, or names their places: removed, and made anew by the next run."""
 
+FORGOTTEN_SINCE = "; some samples forgotten since"
+"""Added to the summary of a finished step that a request reached."""
+
 Inputs = dict[str, dict[str, str] | None]
 """By the name of a step folder: the folders it read, by step; None where nobody can tell."""
 
@@ -169,6 +172,16 @@ def _remove(workspace: str, found: _Found, torn: list[str]) -> None:
         storage.remove(uri)
     for step, rows in found.rows_of.items():
         forget_in_raw(raw_uri(step), rows)
+    for name in found.reached:
+        _note(storage.join(workspace, name, RECORD_NAME))
+
+
+def _note(record_uri: str) -> None:
+    """What a step said of itself when it ended is no longer all there is to say."""
+    if storage.exists(record_uri):
+        record = storage.read_model(record_uri, StepRecord)
+        if not record.summary.endswith(FORGOTTEN_SINCE):
+            storage.write_atomic(record_uri, record.rebuilt(summary=record.summary + FORGOTTEN_SINCE).model_dump_json(indent=1))
 
 
 def _by_uid(targets: Targets) -> Targets:

@@ -25,8 +25,9 @@ from infra import storage
 from infra.errors import BadInputError
 from pipeline.cli import app
 from pipeline.config import load_run_config
-from pipeline.forget import forget
+from pipeline.forget import FORGOTTEN_SINCE, forget
 from pipeline.runner import only_run_in
+from pipeline.steps import RECORD_NAME, StepRecord
 from tests.unit.data_helpers import (
     body,
     no_progress,
@@ -104,6 +105,15 @@ def test_a_request_reaches_raw_shards_keep_list_and_training_shards(workspace: W
     assert found.reached == {IMPORT: 2, CURATE: 2, SHARD: 2}
     assert found.unknown == []
     require_forgotten(workspace, "u2", "u5")
+
+
+def test_a_finished_step_says_that_some_of_its_samples_are_gone(workspace: Workspace) -> None:
+    for _ in range(2):
+        workspace.forget(uids={"u2"})
+    summaries = {
+        name: storage.read_model(f"{workspace.root}/{name}/{RECORD_NAME}", StepRecord).summary for name in (IMPORT, TRAIN)
+    }
+    assert summaries == {IMPORT: FORGOTTEN_SINCE, TRAIN: ""}
 
 
 def test_forgetting_again_changes_nothing(workspace: Workspace) -> None:
