@@ -65,9 +65,9 @@ class ClassifierService:
     # ---- models ------------------------------------------------------------------------------------------------------
 
     async def model(self) -> ModelInfo:
-        """The model being served; asked for once, and again whenever an answer shows that it has changed."""
+        """The model being served."""
         if self._model is None:
-            self._model = await self._within(self.limits.request_timeout_s, self._hypernetwork.describe())
+            self._model = (await self._within(self.limits.request_timeout_s, self._hypernetwork.describe()))[0]
         return self._model
 
     async def health(self) -> ModelInfo:
@@ -76,12 +76,12 @@ class ClassifierService:
         Raises:
             Exception: one of them does not.
         """
-        model, _ = await asyncio.gather(
+        models, _ = await asyncio.gather(
             self._within(self.limits.request_timeout_s, self._hypernetwork.describe()),
             self._within(self.limits.request_timeout_s, self._image_encoder.describe()),
         )
-        self._model = model
-        return model
+        self._model = models[0]
+        return self._model
 
     # ---- tasks -------------------------------------------------------------------------------------------------------
 
@@ -91,10 +91,9 @@ class ClassifierService:
         record = self._record(request)
         model = await self.model()
         check_pin(record, model)
-        specialized = await self._flights.do(("create", record.task_id), lambda: self._make_ready(record, model))
+        key = ("create", record.task_id, model.digest)
+        specialized = await self._flights.do(key, lambda: self._make_ready(record, model))
         self.metrics.tasks.labels(str(specialized is None).lower()).inc()
-        if specialized is not None:
-            model = specialized.model
         return TaskCreated(
             task_id=record.task_id,
             specialization_id=specialization_id(record.task_id, model.digest),
@@ -122,11 +121,11 @@ class ClassifierService:
 
     async def export(self, task: str) -> bytes:
         """The edge package of a task, as a zip file."""
-        record = await self._find(task)
-        check_pin(record, await self.model())
+        record, model = await self._find(task), await self.model()
+        check_pin(record, model)
         package = await self._flights.do(
-            ("export", record.task_id),
-            lambda: self._within(self.limits.specialize_timeout_s, self._hypernetwork.export(record)),
+            ("export", record.task_id, model.digest),
+            lambda: self._within(self.limits.specialize_timeout_s, self._hypernetwork.export(record, digest=model.digest)),
         )
         if isinstance(package, Refused):
             raise ProblemError.of(package)
@@ -146,9 +145,7 @@ class ClassifierService:
         milliseconds = None
         results = await self._ask_encoder(record, model, images, parameters=parameters, top_k=top_k)
         if results == NOT_SPECIALIZED:  # the champion has changed, or what was stored has gone
-            made = await self._specialize(record)
-            self._model = model = made.model
-            milliseconds = made.milliseconds
+            milliseconds = (await self._specialize(record, model)).milliseconds
             results = await self._ask_encoder(record, model, images, parameters=parameters, top_k=top_k)
         if isinstance(results, Refused):
             raise ProblemError(503, "not_ready", results.detail, headers={"retry-after": str(self.limits.retry_after_s)})
@@ -170,17 +167,17 @@ class ClassifierService:
         """Neutral features of each picture."""
         started = time.perf_counter()
         self._check_images(images)
-        results = await self._within(self.limits.request_timeout_s, self._image_encoder.embed(images))
-        return await self._embedding_answer(results, started)
+        model = await self.model()
+        call = self._image_encoder.embed(images, digest=model.digest)
+        return self._embedding_answer(model, await self._within(self.limits.request_timeout_s, call), started)
 
     async def embed_texts(self, texts: Sequence[str]) -> EmbeddingAnswer:
         started = time.perf_counter()
         if len(texts) > self.limits.max_texts:
             raise BadInputError(f"{len(texts):,} texts; at most {self.limits.max_texts:,} are allowed in one call")
-        results = await self._within(self.limits.request_timeout_s, self._hypernetwork.embed_texts(texts))
-        if isinstance(results, Refused):
-            raise ProblemError.of(results)
-        return await self._embedding_answer(results, started)
+        model = await self.model()
+        call = self._hypernetwork.embed_texts(texts, digest=model.digest)
+        return self._embedding_answer(model, await self._within(self.limits.request_timeout_s, call), started)
 
     # ---- parts -------------------------------------------------------------------------------------------------------
 
@@ -213,16 +210,15 @@ class ClassifierService:
         specialization = specialization_id(record.task_id, model.digest)
         made = None
         if not await asyncio.to_thread(self._store.has_encoder, record.task_id, specialization):
-            made = await self._specialize(record)
-            self._model = made.model
+            made = await self._specialize(record, model)
         await asyncio.to_thread(self._store.put, record)
         self._tasks.put(record)
         return made
 
-    async def _specialize(self, record: TaskRecord) -> Specialized:
+    async def _specialize(self, record: TaskRecord, model: ModelInfo) -> Specialized:
         made = await self._flights.do(
-            ("specialize", record.task_id),
-            lambda: self._within(self.limits.specialize_timeout_s, self._hypernetwork.specialize(record)),
+            ("specialize", record.task_id, model.digest),
+            lambda: self._within(self.limits.specialize_timeout_s, self._hypernetwork.specialize(record, digest=model.digest)),
         )
         if isinstance(made, Refused):
             raise ProblemError.of(made)
@@ -235,6 +231,7 @@ class ClassifierService:
             images,
             task_id=record.task_id,
             specialization_id=specialization_id(record.task_id, model.digest),
+            digest=model.digest,
             parameters=parameters,
             top_k=top_k,
         )
@@ -248,9 +245,12 @@ class ClassifierService:
                 422, "too_many_images", f"{len(images)} pictures; at most {self.limits.max_images} are allowed in one call"
             )
 
-    async def _embedding_answer(self, results: Sequence[Embedded | Refused], started: float) -> EmbeddingAnswer:
+    def _embedding_answer(
+        self, model: ModelInfo, results: Sequence[Embedded | Refused] | Refused, started: float
+    ) -> EmbeddingAnswer:
+        if isinstance(results, Refused):
+            raise ProblemError.of(results)
         _raise_if_all_refused(results)
-        model = await self.model()
         return EmbeddingAnswer(
             model_version=model.version,
             dimensions=model.embed_dim,
