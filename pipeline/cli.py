@@ -17,7 +17,7 @@ from pipeline.forget_command import FORGET_HELP, forget
 from pipeline.model_commands import model_app
 from pipeline.run_command import ConfigPath, Overrides, command_line, run_until
 from pipeline.score_command import score
-from pipeline.serve_command import serve
+from pipeline.serve_command import serve, serve_key
 from pipeline.sweep_command import sweep_app
 
 app = typer.Typer(
@@ -151,6 +151,7 @@ def settings(
 
 app.command(rich_help_panel=RUNS, help=FORGET_HELP)(forget)
 app.command(rich_help_panel=RUNS)(serve)
+app.command(rich_help_panel=RUNS)(serve_key)
 
 
 # ---- single steps ----------------------------------------------------------------------------------------------------

@@ -14,6 +14,10 @@ class ServingLimits(StrictModel):
 
     max_body_bytes: PositiveInt = 32 * 2**20
     """Of a whole request; a longer one is refused while it arrives."""
+    max_json_bytes: PositiveInt = 8 * 2**20
+    """Of a JSON body, which takes several times its size while it is read."""
+    max_body_bytes_in_flight: PositiveInt = 256 * 2**20
+    """Of all bodies that one ingress replica holds at once; what does not fit is refused with 429."""
     body_timeout_s: PositiveFloat = 60
     """Until a whole request must have arrived: who sends a byte now and then would hold a place for ever."""
     max_pixels: PositiveInt = 40_000_000

@@ -37,8 +37,6 @@ from serving.task_store import TaskStore
 
 Result = TypeVar("Result")
 
-DEFAULT_TENANT = "default"
-
 
 class ClassifierService:
     """Every call of the interface.  Mistakes of the caller are raised as `ProblemError` or `BadInputError`."""
@@ -85,15 +83,15 @@ class ClassifierService:
 
     # ---- tasks -------------------------------------------------------------------------------------------------------
 
-    async def create_task(self, request: TaskRequest) -> TaskCreated:
+    async def create_task(self, request: TaskRequest, *, tenant: str) -> TaskCreated:
         """Make a task ready to classify; the same task again costs next to nothing."""
         started = time.perf_counter()
-        record = self._record(request)
+        record = self._record(request, tenant)
         model = await self.model()
         check_pin(record, model)
         key = ("create", record.task_id, model.digest)
         specialized = await self._flights.do(key, lambda: self._make_ready(record, model))
-        self.metrics.tasks.labels(str(specialized is None).lower()).inc()
+        self.metrics.task(specialize_ms=None if specialized is None else specialized.milliseconds)
         return TaskCreated(
             task_id=record.task_id,
             specialization_id=specialization_id(record.task_id, model.digest),
@@ -103,8 +101,8 @@ class ClassifierService:
             timings_ms=Timings(total=_since(started), specialize=None if specialized is None else specialized.milliseconds),
         )
 
-    async def get_task(self, task: str) -> TaskInfo:
-        record, model = await self._find(task), await self.model()
+    async def get_task(self, task: str, *, tenant: str) -> TaskInfo:
+        record, model = await self._find(task, tenant), await self.model()
         return TaskInfo(
             task_id=record.task_id,
             specialization_id=specialization_id(record.task_id, model.digest),
@@ -114,14 +112,14 @@ class ClassifierService:
             pinned_version=record.pinned_version,
         )
 
-    async def delete_task(self, task: str) -> None:
-        record = await self._find(task)
+    async def delete_task(self, task: str, *, tenant: str) -> None:
+        record = await self._find(task, tenant)
         self._tasks.forget(record.task_id)
         await asyncio.to_thread(self._store.delete, record.task_id, tenant=record.tenant)
 
-    async def export(self, task: str) -> bytes:
+    async def export(self, task: str, *, tenant: str) -> bytes:
         """The edge package of a task, as a zip file."""
-        record, model = await self._find(task), await self.model()
+        record, model = await self._find(task, tenant), await self.model()
         check_pin(record, model)
         package = await self._flights.do(
             ("export", record.task_id, model.digest),
@@ -134,12 +132,12 @@ class ClassifierService:
     # ---- pictures and texts ------------------------------------------------------------------------------------------
 
     async def classify(
-        self, task: str, images: Sequence[bytes], *, top_k: int, parameters: Parameters = "specialized"
+        self, task: str, images: Sequence[bytes], *, tenant: str, top_k: int, parameters: Parameters = "specialized"
     ) -> ClassifyAnswer:
         """Scores of each picture; an unreadable picture fails alone, unless there is no other."""
         started = time.perf_counter()
         self._check_images(images)
-        record = await self._find(task)
+        record = await self._find(task, tenant)
         model = await self.model()
         check_pin(record, model)
         milliseconds = None
@@ -149,10 +147,7 @@ class ClassifierService:
             results = await self._ask_encoder(record, model, images, parameters=parameters, top_k=top_k)
         if isinstance(results, Refused):
             raise ProblemError(503, "not_ready", results.detail, headers={"retry-after": str(self.limits.retry_after_s)})
-        for result in results:
-            self.metrics.images.labels(result.reason if isinstance(result, Refused) else "classified").inc()
-            if isinstance(result, Classified):
-                self.metrics.batch_size.observe(result.batch_size)
+        self.metrics.pictures(results)
         _raise_if_all_refused(results)
         return ClassifyAnswer(
             task_id=record.task_id,
@@ -181,7 +176,7 @@ class ClassifierService:
 
     # ---- parts -------------------------------------------------------------------------------------------------------
 
-    def _record(self, request: TaskRequest) -> TaskRecord:
+    def _record(self, request: TaskRequest, tenant: str) -> TaskRecord:
         limits = self.limits
         if len(request.labels) > limits.max_labels:
             raise BadInputError(f"{len(request.labels):,} labels; at most {limits.max_labels:,} are allowed in one task")
@@ -193,13 +188,16 @@ class ClassifierService:
                     f"{text[:40]!r}... has {len(text):,} characters; at most {limits.max_label_characters} are allowed"
                 )
         return make_record(
-            tenant=DEFAULT_TENANT, labels=request.labels, templates=request.templates, pinned_version=request.pinned_version
+            tenant=tenant, labels=request.labels, templates=request.templates, pinned_version=request.pinned_version
         )
 
-    async def _find(self, task: str) -> TaskRecord:
+    async def _find(self, task: str, tenant: str) -> TaskRecord:
+        """A task of this tenant; one of another tenant is as unknown as one that never was."""
         record = self._tasks.get(task)
-        if record is None and is_task_id(task):
-            record = await asyncio.to_thread(self._store.get, task, tenant=DEFAULT_TENANT)
+        if record is not None and record.tenant != tenant:
+            record = None
+        elif record is None and is_task_id(task):
+            record = await asyncio.to_thread(self._store.get, task, tenant=tenant)
         if record is None:
             raise ProblemError(404, "unknown_task", "there is no such task; create it with POST /v1/tasks")
         self._tasks.put(record)

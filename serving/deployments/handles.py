@@ -13,6 +13,7 @@ from serving.middleware import overloaded
 from serving.problems import ProblemError
 from serving.schemas import ModelInfo, Parameters
 from serving.task_record import TaskRecord
+from serving.tracing import outgoing
 
 
 class HypernetworkHandle:
@@ -72,7 +73,7 @@ class ImageEncoderHandle:
 
 async def _call(method: Any, limits: ServingLimits, *args: Any, **kwargs: Any) -> Any:
     try:
-        return await method.remote(*args, **kwargs)
+        return await method.remote(*args, caller=outgoing(), **kwargs)
     except BackPressureError as error:
         raise overloaded(limits) from error
     except RayTaskError:

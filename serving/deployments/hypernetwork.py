@@ -10,6 +10,7 @@ import torch
 
 from infra.errors import BadInputError, HyperClipError
 from serving.config import ServingConfig
+from serving.deployments.replica import set_up_replica
 from serving.engines.hypernetwork import HypernetworkEngine
 from serving.engines.image_encoder import model_info
 from serving.loaded_models import LoadedModel, LoadedModels
@@ -19,6 +20,7 @@ from serving.schemas import ModelInfo
 from serving.single_flight import SingleFlight
 from serving.task_record import TaskRecord, specialization_id
 from serving.task_store import NotSpecializedError, TaskStore
+from serving.tracing import traced
 from training.bundle import load_bundle
 from training.specialize import SpecializedEncoder
 
@@ -29,6 +31,7 @@ class Hypernetwork:
     """Holds whole models; works on one task at a time."""
 
     def __init__(self, config: ServingConfig, served: ServedModel) -> None:
+        set_up_replica(config)
         torch.set_num_threads(config.hypernetwork.num_threads)
         self._config = config
         self._models = LoadedModels[HypernetworkEngine]()
@@ -37,19 +40,23 @@ class Hypernetwork:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hypernetwork")
         self._flights = SingleFlight()
 
+    @traced("hypernetwork.describe")
     async def describe(self) -> tuple[ModelInfo, ...]:
         """The models held here."""
         return self._models.infos()
 
+    @traced("hypernetwork.specialize")
     async def specialize(self, record: TaskRecord, *, digest: str) -> Specialized | Refused:
         """Make and store the encoder of a task; several ingress replicas may ask for the same one."""
         key = ("specialize", record.task_id, digest)
         return await self._flights.do(key, lambda: self._run(digest, lambda engine: self._specialize(engine, record)))
 
+    @traced("hypernetwork.embed_texts")
     async def embed_texts(self, texts: list[str], *, digest: str) -> list[Embedded] | Refused:
         found = await self._run(digest, lambda engine: engine.embed_texts(texts))
         return found if isinstance(found, Refused) else [Embedded(features) for features in found]
 
+    @traced("hypernetwork.export")
     async def export(self, record: TaskRecord, *, digest: str) -> bytes | Refused:
         """The edge package, kept beside the encoder once it was made."""
         key = ("export", record.task_id, digest)

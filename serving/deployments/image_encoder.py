@@ -7,6 +7,7 @@ import torch
 from ray import serve
 
 from serving.config import ServingConfig
+from serving.deployments.replica import set_up_replica
 from serving.engines.image_encoder import EncodeItem, model_info
 from serving.engines.image_worker import BatchedItem, ImageWorker
 from serving.engines.resident import ResidentEncoders
@@ -14,6 +15,7 @@ from serving.loaded_models import LoadedModel, LoadedModels
 from serving.messages import NOT_LOADED, Classified, Embedded, Refused
 from serving.model_source import ServedModel, fetch
 from serving.schemas import ModelInfo, Parameters
+from serving.tracing import traced
 from training.bundle import load_bundle
 
 
@@ -21,6 +23,7 @@ class ImageEncoder:
     """A thin shell around one `ImageWorker` a model: Serve gathers the batches."""
 
     def __init__(self, config: ServingConfig, served: ServedModel) -> None:
+        set_up_replica(config)
         torch.set_num_threads(config.image_encoder.num_threads)
         self._config = config
         self._resident = ResidentEncoders(capacity_bytes=config.batching.resident_bytes)  # for all models together
@@ -29,10 +32,12 @@ class ImageEncoder:
         self._encode_batch.set_max_batch_size(config.batching.max_batch_size)
         self._encode_batch.set_batch_wait_timeout_s(config.batching.batch_wait_timeout_s)
 
+    @traced("image_encoder.describe")
     async def describe(self) -> tuple[ModelInfo, ...]:
         """The models held here."""
         return self._models.infos()
 
+    @traced("image_encoder.classify")
     async def classify(
         self,
         images: list[bytes],
@@ -49,6 +54,7 @@ class ImageEncoder:
             images, task_id=task_id, specialization_id=specialization_id, parameters=parameters, top_k=top_k
         )
 
+    @traced("image_encoder.embed")
     async def embed(self, images: list[bytes], *, digest: str) -> list[Embedded | Refused] | Refused:
         if (model := self._models.get(digest)) is None:
             return NOT_LOADED

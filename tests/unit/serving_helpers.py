@@ -22,6 +22,7 @@ from serving.limits import ServingLimits
 from serving.messages import Classified, Embedded, HypernetworkBackend, ImageEncoderBackend, Refused
 from serving.metrics import IngressMetrics
 from serving.model_source import fetch, resolve
+from serving.rate import Access
 from serving.routes import create_http_app
 from serving.schemas import ModelInfo, Parameters
 from serving.service import ClassifierService
@@ -125,7 +126,7 @@ def local_service(config: ServingConfig, *, hypernetwork: HypernetworkBackend | 
         metrics=IngressMetrics(),
         task_cache_s=config.task_cache_s,
     )
-    transport = httpx.ASGITransport(create_http_app(service), raise_app_exceptions=False)
+    transport = httpx.ASGITransport(create_http_app(service, Access(config.tenants, config.limits)), raise_app_exceptions=False)
     http = httpx.AsyncClient(transport=transport, base_url="http://service")
     return LocalService(service, http, hypernetwork, image_encoder, store)
 

@@ -93,7 +93,7 @@ def test_overload_is_shed_with_429_and_a_time_to_wait(config: ServingConfig) -> 
         assert [response.status_code for response in await asyncio.gather(*waiting)] == [200, 200]
         assert (await local.http.post("/v1/tasks", json={"labels": ["c"]})).status_code == 200
         metrics = (await local.http.get("/metrics")).text
-        assert "hyperclip_requests_shed_total 1.0" in metrics
+        assert 'hyperclip_requests_shed_total{reason="overloaded"} 1.0' in metrics
         assert 'hyperclip_requests_total{method="POST",route="/v1/tasks",status="200"} 3.0' in metrics
 
     asyncio.run(inside())
