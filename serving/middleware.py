@@ -10,6 +10,7 @@ import time
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.classify_stream import wants_lines
 from serving.limits import ServingLimits
 from serving.metrics import IngressMetrics
 from serving.problems import ProblemError, problem_response
@@ -79,39 +80,52 @@ class Admission:
         self._limits = limits
         self._metrics = metrics
         self._in_flight = 0
+        self._streams = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in UNBOUNDED_PATHS:
             await self._app(scope, receive, send)
             return
-        if refusal := self._refusal(scope):
+        streamed = scope["path"].endswith("/classify") and wants_lines(Headers(scope=scope).get("accept", ""))
+        if refusal := self._refusal(scope, streamed=streamed):
             await problem_response(refusal)(scope, receive, send)
             return
         self._in_flight += 1
+        self._streams += streamed
         self._metrics.in_flight.inc()
         try:
-            await self._app(scope, self._bounded(receive), send)
+            await self._app(scope, self._bounded(receive, streamed=streamed), send)
         finally:
             self._in_flight -= 1
+            self._streams -= streamed
             self._metrics.in_flight.dec()
 
-    def _refusal(self, scope: Scope) -> ProblemError | None:
+    def _body_bounds(self, *, streamed: bool) -> tuple[int, float]:
+        """Bytes, and seconds until they must have arrived."""
+        limits = self._limits
+        if streamed:
+            return limits.max_stream_bytes, limits.stream_timeout_s
+        return limits.max_body_bytes, limits.body_timeout_s
+
+    def _refusal(self, scope: Scope, *, streamed: bool) -> ProblemError | None:
         headers = Headers(scope=scope)
         length = headers.get("content-length", "")
-        if length.isdecimal() and int(length[:20]) > self._limits.max_body_bytes:
-            return self._too_long()
+        most, _ = self._body_bounds(streamed=streamed)
+        if length.isdecimal() and int(length[:20]) > most:
+            return self._too_long(most)
         # a browser says so when another site's page makes the call; loopback and private addresses are reachable to such pages
         if scope["method"] not in ("GET", "HEAD") and headers.get("sec-fetch-site") in ("cross-site", "same-site"):
             return ProblemError(403, "cross_site", "calls from pages of other sites are refused")
-        if self._in_flight >= self._limits.max_requests_in_flight:
+        if self._in_flight >= self._limits.max_requests_in_flight or (streamed and self._streams >= self._limits.max_streams):
             self._metrics.shed.inc()
             return overloaded(self._limits)
         return None
 
-    def _bounded(self, receive: Receive) -> Receive:
+    def _bounded(self, receive: Receive, *, streamed: bool) -> Receive:
         received = 0
+        most, seconds = self._body_bounds(streamed=streamed)
         # None once all has arrived: the next message then says that the client has gone, whenever that is
-        deadline: float | None = asyncio.get_running_loop().time() + self._limits.body_timeout_s
+        deadline: float | None = asyncio.get_running_loop().time() + seconds
 
         async def bounded() -> Message:
             nonlocal received, deadline
@@ -119,22 +133,22 @@ class Admission:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError as error:
-                raise self._too_slow() from error
+                raise self._too_slow(seconds) from error
             received += len(message.get("body", b""))
-            if received > self._limits.max_body_bytes:
-                raise self._too_long()
+            if received > most:
+                raise self._too_long(most)
             if not message.get("more_body", False):
                 deadline = None
             return message
 
         return bounded
 
-    def _too_long(self) -> ProblemError:
-        detail = f"the body is longer than the {self._limits.max_body_bytes:,} bytes allowed"
+    def _too_long(self, most: int) -> ProblemError:
+        detail = f"the body is longer than the {most:,} bytes allowed"
         return ProblemError(413, "body_too_long", detail, headers={"connection": "close"})
 
-    def _too_slow(self) -> ProblemError:
-        detail = f"the body did not arrive within the {self._limits.body_timeout_s:g} s allowed"
+    def _too_slow(self, seconds: float) -> ProblemError:
+        detail = f"the body did not arrive within the {seconds:g} s allowed"
         return ProblemError(408, "body_too_slow", detail, headers={"connection": "close"})
 
 

@@ -1,12 +1,14 @@
 """The HTTP interface as a plain FastAPI application over a `ClassifierService`: no Ray in here."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 from starlette.responses import FileResponse, Response
 
+from serving.classify_stream import NDJSON, ClassifyStream, wants_lines
 from serving.metrics import CONTENT_TYPE_LATEST
 from serving.middleware import Admission, RequestContext
 from serving.problems import MEDIA_TYPE, install_problem_handlers
@@ -26,7 +28,8 @@ from serving.schemas import (
 from serving.service import ClassifierService
 
 WEB = Path(__file__).parent / "web"
-PAGES = {"/": "index.html", "/app.js": "app.js", "/style.css": "style.css", "/icon.svg": "icon.svg"}
+SCRIPTS = ("answers.js", "app.js", "names.js", "page.js", "pictures.js", "service.js")
+PAGES = {"/": "index.html", **{f"/{name}": name for name in ("icon.svg", "style.css", *SCRIPTS)}}
 
 TopK = Annotated[str | None, Query(description="Labels in the answer, best first; 5 when absent.", pattern="^[0-9]+$")]
 UsedParameters = Annotated[Parameters, Query(description="`neutral` scores without the generated parameters, to compare.")]
@@ -42,6 +45,7 @@ PROBLEMS: Mapping[int | str, dict[str, Any]] = {
         503: "Not ready, or no answer in time",
     }.items()
 }
+LINES = "A `StreamLine` for each picture as it becomes ready, then a `StreamEnd`."
 NOT_FOUND: Mapping[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "No such task"}}
 
 
@@ -80,14 +84,20 @@ def create_http_app(service: ClassifierService) -> FastAPI:
     @app.post(
         "/v1/tasks/{task_id}/classify",
         tags=["pictures"],
-        responses=dict(NOT_FOUND),
+        response_model=ClassifyAnswer,
+        responses={**NOT_FOUND, 200: {"content": {NDJSON: {"schema": {"type": "string", "description": LINES}}}}},
         openapi_extra=form_body(texts={}, raw_image=True),
     )
-    async def classify(
-        request: Request, task_id: str, top_k: TopK = None, parameters: UsedParameters = "specialized"
-    ) -> ClassifyAnswer:
-        """Classify one picture (raw bytes) or several (a form with `images`)."""
+    async def classify(request: Request, task_id: str, top_k: TopK = None, parameters: UsedParameters = "specialized") -> Any:
+        """Classify one picture (raw bytes) or several (a form with `images`).
+
+        With `Accept: application/x-ndjson` many more, each answered in a line of its own as soon as it is ready.
+        """
         number = top_k_of(top_k, limits)
+        if wants_lines(request.headers.get("accept", "")):
+            await service.get_task(task_id)  # an unknown one is a 404 and no stream
+            ask = partial(service.classify_each, task_id, top_k=number, parameters=parameters)
+            return ClassifyStream(ask, content_type=request.headers.get("content-type", ""), limits=limits)
         return await service.classify(task_id, await read_images(request, limits), top_k=number, parameters=parameters)
 
     one_call = {"labels": "many", "templates": "many", "pinned_version": "one", "top_k": "one"}
