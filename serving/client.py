@@ -208,9 +208,9 @@ def _parts(images: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 def _lines(response: httpx.Response) -> Iterator[StreamLine]:
     """Raises ServiceError when the answer breaks off, or ends with a problem."""
-    for text in response.iter_lines():
+    for text in _whole_lines(response.iter_bytes()):
         try:
-            if text.startswith('{"end":'):
+            if text.startswith(b'{"end":'):
                 if problem := StreamEnd.model_validate_json(text).problem:
                     raise ServiceError(f"{response.url.path}: {problem.detail}", problem=problem)
                 return
@@ -218,6 +218,14 @@ def _lines(response: httpx.Response) -> Iterator[StreamLine]:
         except ValidationError as error:
             raise ServiceError(f"{response.url.path} gave a line that this client does not understand: {error}") from error
     raise ServiceError(f"{response.url.path}: the answer breaks off")
+
+
+def _whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Only a line feed ends a line: httpx would also split inside a label that holds another line end of Unicode's."""
+    rest = b""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from whole
 
 
 def _problem(response: httpx.Response) -> Problem | None:

@@ -194,9 +194,7 @@ def calibrate(
         fitted_on_identity=pictures.identity,
         num_predictions=len(found.foreign),
     )
-    measured = [
-        figures(fitted, final["specialized"], pictures=f"the other half of {pictures.name}", identity=pictures.identity)
-    ]
+    measured = [figures(fitted, final["specialized"], pictures=f"other half of {pictures.name}", identity=pictures.identity)]
     for other in also_measured_on:
         there = predictions(ModelOnSet.of(bundle, other, other.templates or bundle.templates, {}), other.objects, seed=seed)
         measured.append(figures(fitted, there["specialized"], pictures=other.name, identity=other.identity))
