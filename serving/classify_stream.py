@@ -133,7 +133,8 @@ class ClassifyStream(Response):
                     raise ProblemError(
                         422, "too_many_images", f"more than the {limits.max_stream_images:,} pictures allowed in a stream"
                     )
-                group, whole = whole[: min(PER_CALL, room)], whole[min(PER_CALL, room) :]
+                size = min(PER_CALL, limits.max_images, room)
+                group, whole = whole[:size], whole[size:]
                 await self._room(state, len(group))
                 state.in_work += len(group)
                 task = tasks.create_task(self._work(group, state, first=state.num_pictures))

@@ -168,6 +168,19 @@ def test_a_body_that_goes_wrong_ends_with_the_reason(body: list[bytes], answers:
     assert end.problem is not None and end.problem.status == status and says in end.problem.detail
 
 
+def test_no_more_pictures_go_together_than_one_call_may_have() -> None:
+    asked: list[int] = []
+
+    async def ask(images: Sequence[bytes]) -> ClassifyAnswer:
+        asked.append(len(images))
+        return await answered(images)
+
+    for most, expected in ((3, [3, 3, 3, 1]), (100, [8, 2])):
+        asked.clear()
+        run(_parts(part(b"p") * 10 + LAST), ask=ask, max_images=most)
+        assert asked == expected
+
+
 def test_reading_waits_for_the_work() -> None:
     held = asyncio.Event()
     sent = asked = 0
