@@ -11,10 +11,12 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from infra.errors import BadInputError, HyperClipError
+from pipeline.calibrate_command import CALIBRATE_HELP, calibrate
+from pipeline.classify_command import CLASSIFY_HELP, classify
 from pipeline.console import STATES, err, out, took
 from pipeline.evaluate_command import EVALUATE_HELP, evaluate
 from pipeline.forget_command import FORGET_HELP, forget
-from pipeline.model_commands import model_app
+from pipeline.model_commands import USE, model_app
 from pipeline.run_command import ConfigPath, Overrides, command_line, run_until
 from pipeline.score_command import score
 from pipeline.serve_command import serve, serve_key
@@ -201,6 +203,8 @@ def register(config: ConfigPath, overrides: Overrides = None) -> None:
 
 app.add_typer(sweep_app)
 app.add_typer(model_app)
+app.command(rich_help_panel=USE, help=CLASSIFY_HELP)(classify)
+app.command(rich_help_panel=USE, help=CALIBRATE_HELP)(calibrate)
 
 
 # ---- common ----------------------------------------------------------------------------------------------------------

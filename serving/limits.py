@@ -24,6 +24,16 @@ class ServingLimits(StrictModel):
     """Of one picture, by its header, before anything is decoded."""
     max_images: PositiveInt = 32
     """Pictures in one call."""
+    max_stream_images: PositiveInt = 10_000
+    """Pictures in one streamed call."""
+    max_stream_bytes: PositiveInt = 256 * 2**20
+    """Of a whole streamed call; one picture of it may have `max_body_bytes`."""
+    max_stream_in_work: PositiveInt = 32
+    """Pictures of one streamed call that are worked on at a time."""
+    stream_timeout_s: PositiveFloat = 600
+    """Until a whole streamed call must have arrived."""
+    max_streams: PositiveInt = 4
+    """Streamed calls that one ingress replica works on; more are refused with 429."""
     max_labels: Annotated[int, Field(ge=1, le=MAX_SET_SIZE)] = MAX_SET_SIZE
     """Labels of one task."""
     max_label_characters: Annotated[int, Field(ge=1, le=MAX_LABEL_CHARACTERS)] = MAX_LABEL_CHARACTERS

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.classify_stream import wants_lines
 from serving.limits import ServingLimits
 from serving.logs import current_request_id, log_request
 from serving.metrics import IngressMetrics
@@ -178,44 +179,49 @@ class Admission:
         self._metrics = metrics
         self._in_flight = 0
         self._body_bytes = 0
+        self._streams = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         account = scope["state"].get("account") if scope["type"] == "http" else None
         if account is None or scope["path"] in UNBOUNDED_PATHS:
             await self._app(scope, receive, send)
             return
-        if refusal := self._refusal(scope, account):
+        body = _Body.of(scope, self._limits)
+        if refusal := self._refusal(scope, account, body):
             await problem_response(refusal, scope)(scope, receive, send)
             return
         self._metrics.stages.labels("admission").observe(time.perf_counter() - scope["state"]["started"])
-        body = _Body(self._limits)
         self._in_flight += 1
+        self._streams += body.streamed
         account.in_flight += 1
         self._metrics.in_flight.inc()
         try:
             await self._app(scope, self._bounded(receive, body), send)
         finally:
             self._in_flight -= 1
+            self._streams -= body.streamed
             account.in_flight -= 1
             self._metrics.in_flight.dec()
             scope["state"]["bytes_in"] = body.received
             if body.received:
-                self._body_bytes -= body.received
-                self._metrics.body_bytes.dec(body.received)
+                self._body_bytes -= body.held
+                self._metrics.body_bytes.dec(body.held)
                 self._metrics.stages.labels("body").observe(body.seconds)
 
-    def _refusal(self, scope: Scope, account: TenantAccount) -> ProblemError | None:
+    def _refusal(self, scope: Scope, account: TenantAccount, body: "_Body") -> ProblemError | None:
         headers = Headers(scope=scope)
         length = headers.get("content-length", "")
         declared = int(length[:20]) if length.isdecimal() else 0
-        if declared > self._limits.max_body_bytes:
-            return _too_long(self._limits.max_body_bytes)
+        if declared > body.max_bytes:
+            return _too_long(body.max_bytes)
         # a browser says so when another site's page makes the call; loopback and private addresses are reachable to such pages
         if scope["method"] not in ("GET", "HEAD") and headers.get("sec-fetch-site") in ("cross-site", "same-site"):
             return ProblemError(403, "cross_site", "calls from pages of other sites are refused")
         if self._in_flight >= self._limits.max_requests_in_flight:
             return self._shed("overloaded", "more requests than the service can take")
-        if self._body_bytes + declared > self._limits.max_body_bytes_in_flight:
+        if body.streamed and self._streams >= self._limits.max_streams:
+            return self._shed("overloaded", "more streams than the service can take")
+        if not body.streamed and self._body_bytes + declared > self._limits.max_body_bytes_in_flight:
             return self._shed("overloaded", "more bytes at once than the service can hold")
         if account.in_flight >= account.max_in_flight:
             detail = f"{account.in_flight} requests of this tenant are being worked on, as many as it may have at once"
@@ -237,15 +243,17 @@ class Admission:
                 async with asyncio.timeout_at(body.deadline):
                     message = await receive()
             except TimeoutError as error:
-                raise _too_slow(self._limits.body_timeout_s) from error
+                raise _too_slow(body.timeout_s) from error
             if arrives:
                 body.seconds += time.perf_counter() - started
             if size := len(message.get("body", b"")):
                 body.received += size
-                self._body_bytes += size
-                self._metrics.body_bytes.inc(size)
-            if body.received > self._limits.max_body_bytes:
-                raise _too_long(self._limits.max_body_bytes)
+                if not body.streamed:  # of a stream, what has been looked at is gone
+                    body.held += size
+                    self._body_bytes += size
+                    self._metrics.body_bytes.inc(size)
+            if body.received > body.max_bytes:
+                raise _too_long(body.max_bytes)
             if self._body_bytes > self._limits.max_body_bytes_in_flight:
                 raise self._shed("overloaded", "more bytes at once than the service can hold")
             if not message.get("more_body", False):
@@ -256,13 +264,22 @@ class Admission:
 
 
 class _Body:
-    """How far the body of one request is."""
+    """How far the body of one request is, and how long it may be."""
 
-    def __init__(self, limits: ServingLimits) -> None:
-        self.received = 0
+    def __init__(self, *, streamed: bool, max_bytes: int, timeout_s: float) -> None:
+        self.streamed = streamed
+        self.max_bytes = max_bytes
+        self.timeout_s = timeout_s
+        self.received = self.held = 0
         self.seconds = 0.0
         # None once all has arrived: the next message then says that the client has gone, whenever that is
-        self.deadline: float | None = asyncio.get_running_loop().time() + limits.body_timeout_s
+        self.deadline: float | None = asyncio.get_running_loop().time() + timeout_s
+
+    @classmethod
+    def of(cls, scope: Scope, limits: ServingLimits) -> "_Body":
+        if scope["path"].endswith("/classify") and wants_lines(Headers(scope=scope).get("accept", "")):
+            return cls(streamed=True, max_bytes=limits.max_stream_bytes, timeout_s=limits.stream_timeout_s)
+        return cls(streamed=False, max_bytes=limits.max_body_bytes, timeout_s=limits.body_timeout_s)
 
 
 def _too_long(most: int) -> ProblemError:

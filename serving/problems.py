@@ -39,6 +39,10 @@ class ProblemError(Exception):
         self.errors = list(errors)
 
     @classmethod
+    def of_problem(cls, problem: Problem) -> "ProblemError":
+        return cls(problem.status, problem.type.rpartition(":")[2], problem.detail)
+
+    @classmethod
     def of(cls, refused: Refused) -> "ProblemError":
         return cls(refused.status, refused.reason, refused.detail)
 

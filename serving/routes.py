@@ -1,17 +1,18 @@
 """The HTTP interface as a plain FastAPI application over a `ClassifierService`: no Ray in here."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 from starlette.responses import FileResponse, Response
 
+from serving.classify_stream import NDJSON, ClassifyStream, wants_lines
 from serving.metrics import CONTENT_TYPE_LATEST
 from serving.middleware import Admission, Authentication, RequestContext
 from serving.problems import MEDIA_TYPE, ProblemError, install_problem_handlers
 from serving.rate import Access
-from serving.requests import form_body, json_body, read_form, read_images, read_json, single, top_k_of
+from serving.requests import charge_images, form_body, json_body, read_form, read_images, read_json, single, top_k_of
 from serving.schemas import (
     ClassifyAnswer,
     EmbeddingAnswer,
@@ -28,7 +29,8 @@ from serving.service import ClassifierService
 from serving.tenants import tenant_of
 
 WEB = Path(__file__).parent / "web"
-PAGES = {"/": "index.html", "/app.js": "app.js", "/style.css": "style.css", "/icon.svg": "icon.svg"}
+SCRIPTS = ("answers.js", "app.js", "names.js", "page.js", "pictures.js", "service.js")
+PAGES = {"/": "index.html", **{f"/{name}": name for name in ("icon.svg", "style.css", *SCRIPTS)}}
 
 OPEN_PATHS = frozenset((*PAGES, "/openapi.json", "/healthz", "/metrics"))
 """What needs no key."""
@@ -48,6 +50,7 @@ PROBLEMS: Mapping[int | str, dict[str, Any]] = {
         503: "Not ready, or no answer in time",
     }.items()
 }
+LINES = "A `StreamLine` for each picture as it becomes ready, then a `StreamEnd`."
 NOT_FOUND: Mapping[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "No such task"}}
 
 
@@ -92,14 +95,25 @@ def create_http_app(service: ClassifierService, access: Access | None = None) ->
     @app.post(
         "/v1/tasks/{task_id}/classify",
         tags=["pictures"],
-        responses=dict(NOT_FOUND),
+        response_model=ClassifyAnswer,
+        responses={**NOT_FOUND, 200: {"content": {NDJSON: {"schema": {"type": "string", "description": LINES}}}}},
         openapi_extra=form_body(texts={}, raw_image=True),
     )
-    async def classify(
-        request: Request, task_id: str, top_k: TopK = None, parameters: UsedParameters = "specialized"
-    ) -> ClassifyAnswer:
-        """Classify one picture (raw bytes) or several (a form with `images`)."""
+    async def classify(request: Request, task_id: str, top_k: TopK = None, parameters: UsedParameters = "specialized") -> Any:
+        """Classify one picture (raw bytes) or several (a form with `images`).
+
+        With `Accept: application/x-ndjson` many more, each answered in a line of its own as soon as it is ready.
+        """
         number = top_k_of(top_k, limits)
+        if wants_lines(request.headers.get("accept", "")):
+            tenant = tenant_of(request)
+            await service.get_task(task_id, tenant=tenant)  # an unknown one is a 404 and no stream
+
+            async def ask(some: Sequence[bytes]) -> ClassifyAnswer:
+                charge_images(request, len(some), limits)
+                return await service.classify_each(task_id, some, tenant=tenant, top_k=number, parameters=parameters)
+
+            return ClassifyStream(ask, content_type=request.headers.get("content-type", ""), limits=limits)
         images = await read_images(request, limits)
         return await service.classify(task_id, images, tenant=tenant_of(request), top_k=number, parameters=parameters)
 

@@ -135,6 +135,16 @@ class ClassifierService:
         self, task: str, images: Sequence[bytes], *, tenant: str, top_k: int, parameters: Parameters = "specialized"
     ) -> ClassifyAnswer:
         """Scores of each picture; an unreadable picture fails alone, unless there is no other."""
+        answer = await self.classify_each(task, images, tenant=tenant, top_k=top_k, parameters=parameters)
+        problems = [result.problem for result in answer.results if result.problem is not None]
+        if len(problems) == len(answer.results):
+            raise ProblemError.of_problem(problems[0])
+        return answer
+
+    async def classify_each(
+        self, task: str, images: Sequence[bytes], *, tenant: str, top_k: int, parameters: Parameters
+    ) -> ClassifyAnswer:
+        """The same where every picture may fail alone."""
         started = time.perf_counter()
         self._check_images(images)
         record = await self._find(task, tenant)
@@ -148,13 +158,12 @@ class ClassifierService:
         if isinstance(results, Refused):
             raise ProblemError(503, "not_ready", results.detail, headers={"retry-after": str(self.limits.retry_after_s)})
         self.metrics.pictures(results)
-        _raise_if_all_refused(results)
         return ClassifyAnswer(
             task_id=record.task_id,
             specialization_id=specialization_id(record.task_id, model.digest),
             model_version=model.version,
             parameters=parameters,
-            results=tuple(_image_result(result) for result in results),
+            results=tuple(_image_result(result, record, model, parameters) for result in results),
             timings_ms=Timings(total=_since(started), specialize=milliseconds),
         )
 
@@ -290,10 +299,16 @@ def _raise_if_all_refused(results: Sequence[object]) -> None:
         raise ProblemError.of(refused[0])
 
 
-def _image_result(result: Classified | Refused) -> ImageResult:
+def _image_result(result: Classified | Refused, record: TaskRecord, model: ModelInfo, parameters: Parameters) -> ImageResult:
     if isinstance(result, Refused):
         return ImageResult(problem=make_problem(result.status, result.reason, result.detail))
-    return ImageResult(predictions=result.predictions, batch_size=result.batch_size, timings_ms=result.timings)
+    none_of_these = None
+    if model.none_of_these is not None:
+        best = result.predictions[0]
+        none_of_these = model.none_of_these.probability(best.match, num_labels=len(record.labels), parameters=parameters)
+    return ImageResult(
+        predictions=result.predictions, none_of_these=none_of_these, batch_size=result.batch_size, timings_ms=result.timings
+    )
 
 
 def _since(started: float) -> float:
