@@ -34,9 +34,12 @@ class Classified:
     path: Path
     predictions: tuple[Prediction, ...]
     """The best first."""
+    none_of_these: float | None
+    """Probability that it shows none of the labels; None where the model has no calibration."""
 
     def as_json(self) -> dict[str, Any]:
-        return {"picture": str(self.path), "predictions": [asdict(prediction) for prediction in self.predictions]}
+        predictions = [asdict(prediction) for prediction in self.predictions]
+        return {"picture": str(self.path), "predictions": predictions, "none_of_these": self.none_of_these}
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Unreadable:
 
 
 def picture_files(paths: Iterable[Path]) -> list[Path]:
-    """Files as they are given, and in place of a folder the pictures in it, by name.
+    """Files as they are given, and in place of a folder the pictures in it and below it, by name.
 
     Raises:
         BadInputError: a folder without a picture, or a model in place of one.
@@ -61,7 +64,7 @@ def picture_files(paths: Iterable[Path]) -> list[Path]:
         if not path.is_dir():
             files.append(path)
             continue
-        inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
         if not inside:
             raise BadInputError(f"folder {path} holds no file that ends in {', '.join(SUFFIXES)}")
         files += inside
@@ -78,15 +81,33 @@ def classify_files(
         images = [picture for picture in read if isinstance(picture, np.ndarray)]
         predictions = iter(_predict(bundle, encoder, images, top_k=top_k) if images else [])
         for path, picture in zip(batch, read, strict=True):
-            yield Unreadable(path, picture) if isinstance(picture, str) else Classified(path, next(predictions))
+            if isinstance(picture, str):
+                yield Unreadable(path, picture)
+                continue
+            best = next(predictions)
+            none_of_these = None
+            if bundle.none_of_these is not None:
+                none_of_these = bundle.none_of_these.probability(
+                    best[0].match, num_labels=len(encoder.task.labels), parameters="specialized"
+                )
+            yield Classified(path, best, none_of_these)
+
+
+def read_bytes(path: Path) -> bytes | Unreadable:
+    """A file, or why it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        return Unreadable(path, f"cannot be read: {error.strerror}")
 
 
 def _read(path: Path, bundle: Bundle) -> np.ndarray | str:
     """(3, S, S) float32, or what is wrong."""
+    data = read_bytes(path)
+    if isinstance(data, Unreadable):
+        return data.problem
     try:
-        return preprocess(path.read_bytes(), bundle.preprocess)
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
+        return preprocess(data, bundle.preprocess)
     except BadInputError as error:
         return str(error)
 

@@ -11,13 +11,15 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from infra.errors import BadInputError, HyperClipError
+from pipeline.calibrate_command import CALIBRATE_HELP, calibrate
+from pipeline.classify_command import CLASSIFY_HELP, classify
 from pipeline.console import STATES, err, out, took
 from pipeline.evaluate_command import EVALUATE_HELP, evaluate
 from pipeline.forget_command import FORGET_HELP, forget
-from pipeline.model_commands import model_app
+from pipeline.model_commands import USE, model_app
 from pipeline.run_command import ConfigPath, Overrides, command_line, run_until
 from pipeline.score_command import score
-from pipeline.serve_command import serve
+from pipeline.serve_command import serve, serve_key
 from pipeline.sweep_command import sweep_app
 
 app = typer.Typer(
@@ -151,6 +153,7 @@ def settings(
 
 app.command(rich_help_panel=RUNS, help=FORGET_HELP)(forget)
 app.command(rich_help_panel=RUNS)(serve)
+app.command(rich_help_panel=RUNS)(serve_key)
 
 
 # ---- single steps ----------------------------------------------------------------------------------------------------
@@ -200,6 +203,8 @@ def register(config: ConfigPath, overrides: Overrides = None) -> None:
 
 app.add_typer(sweep_app)
 app.add_typer(model_app)
+app.command(rich_help_panel=USE, help=CLASSIFY_HELP)(classify)
+app.command(rich_help_panel=USE, help=CALIBRATE_HELP)(calibrate)
 
 
 # ---- common ----------------------------------------------------------------------------------------------------------

@@ -9,10 +9,11 @@ from rich.markup import escape
 
 from infra.errors import BadInputError
 from pipeline.console import out
+from pipeline.help_text import flowing
 from pipeline.model_commands import UNCUT, RunConfigPath, TrackingUri
 from pipeline.run_command import Overrides, run_until
 
-EVALUATE_HELP = (
+EVALUATE_HELP = flowing(
     """\
 Evaluate zero-shot classification: of a run on its held-out pictures, or of any model on any pictures.
 
@@ -33,10 +34,8 @@ Several models are seeds of one recipe: the intervals then cover the seeds too. 
 
 The result goes to the terminal; with --output into files; and to MLflow where --tracking-uri, --config or MLFLOW_TRACKING_URI
 name one. docs/evaluation.md explains the figures.
-""".replace("\n\n", "\0")
-    .replace("\n", " ")
-    .replace("\0", "\n\n")
-)  # a paragraph is as wide as the terminal
+"""
+)
 
 Subjects = Annotated[
     list[str] | None,

@@ -1,16 +1,11 @@
-"""Commands that use a trained model, registered or in a folder: promote, roll back, specialize, classify, export."""
+"""Commands that use a trained model, registered or in a folder: promote, roll back, specialize, export."""
 
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
 
-from infra.errors import BadInputError, HyperClipError
+from infra.errors import BadInputError
 from pipeline.console import out
 
 if TYPE_CHECKING:
@@ -94,55 +89,12 @@ def specialize(
     from training.specialize import save_specialized
     from training.specialize import specialize as make
 
-    names = _labels(labels)
-    with _opened(model, tracking_uri=tracking_uri, config=config) as bundle:
+    names = labels_of(labels)
+    with opened(model, tracking_uri=tracking_uri, config=config) as bundle:
         encoder = make(bundle, names, templates)
         save_specialized(encoder, output, bundle)
     size = sum(path.stat().st_size for path in output.iterdir())
     out.print(f"{len(encoder.task.labels)} labels, {encoder.delta.numel():,} generated values, {size / 1e3:.0f} kB in {output}")
-
-
-@model_app.command(rich_help_panel=USE)
-def classify(
-    images: Annotated[list[Path], typer.Argument(help="JPEG, PNG or WebP files, or folders of them", metavar="IMAGE...")],
-    labels: LabelsOrNone = None,
-    model: Model = None,
-    encoder_folder: EncoderFolder = None,
-    templates: Templates = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Labels shown for each picture")] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs")] = False,
-    config: RunConfigPath = None,
-    tracking_uri: TrackingUri = None,
-) -> None:
-    """Classify pictures here, without a service.
-
-    A picture that cannot be read is reported in its place; the exit status is then 1, or 2 when none could be read.
-    """
-    from pipeline.classify import Unreadable, classify_files, picture_files
-
-    paths = picture_files(images)
-    table = Table(Column("picture", overflow="fold"), Column("label", overflow="fold"), "score", "match", box=None)
-    unreadable: list[Unreadable] = []
-    encoder_of = _encoder_maker(labels, templates, encoder_folder)
-    with _opened(model, tracking_uri=tracking_uri, config=config) as bundle:
-        encoder = encoder_of(bundle)
-        for found in classify_files(bundle, encoder, paths, top_k=top_k):
-            if as_json:
-                sys.stdout.write(json.dumps(found.as_json()) + "\n")
-            if isinstance(found, Unreadable):
-                unreadable.append(found)
-                table.add_row(escape(str(found.path)), f"[red]{escape(found.problem)}[/]", "", "")
-                continue
-            for number, one in enumerate(found.predictions):
-                name = "" if number else escape(str(found.path))
-                table.add_row(name, escape(one.label), f"{one.score:.3f}", f"{one.match:.3f}")
-    if len(paths) == len(unreadable) == 1:
-        raise BadInputError(f"{unreadable[0].path}: {unreadable[0].problem}")
-    if not as_json:
-        (out if out.is_terminal else Console(width=UNCUT)).print(table)  # a file or a pipe has no edge
-    if unreadable:
-        message = f"{len(unreadable):,} of {len(paths):,} pictures could not be read"
-        raise BadInputError(message) if len(unreadable) == len(paths) else HyperClipError(message)
 
 
 @model_app.command(rich_help_panel=USE)
@@ -158,8 +110,8 @@ def export(
     """Write a specialized encoder as an ONNX package for a device; refused unless it computes what the model does."""
     from training.export import export_package
 
-    encoder_of = _encoder_maker(labels, templates, encoder_folder)
-    with _opened(model, tracking_uri=tracking_uri, config=config) as bundle:
+    encoder_of = encoder_maker(labels, templates, encoder_folder)
+    with opened(model, tracking_uri=tracking_uri, config=config) as bundle:
         report = export_package(bundle, encoder_of(bundle), output)
     out.print(
         f"{report.num_labels} labels, {report.model_bytes / 1e6:.1f} MB in {output}; how to use it: {output / 'README.md'}"
@@ -169,7 +121,7 @@ def export(
 # ---- common ----------------------------------------------------------------------------------------------------
 
 
-def _opened(model: str | None, *, tracking_uri: str | None, config: Path | None) -> "AbstractContextManager[Bundle]":
+def opened(model: str | None, *, tracking_uri: str | None, config: Path | None) -> "AbstractContextManager[Bundle]":
     from pipeline.model_source import opened_bundle
 
     if model is None and tracking_uri is not None:
@@ -179,7 +131,7 @@ def _opened(model: str | None, *, tracking_uri: str | None, config: Path | None)
     return opened_bundle(model, tracking_uri=tracking_uri, config=config)
 
 
-def _encoder_maker(
+def encoder_maker(
     labels: str | None, templates: list[str] | None, folder: Path | None
 ) -> "Callable[[Bundle], SpecializedEncoder]":
     """How the encoder comes about once the model is there: made for the labels, or read from a folder.
@@ -195,11 +147,11 @@ def _encoder_maker(
         return lambda bundle: load_specialized(folder, bundle)
     if labels is None:
         raise BadInputError("which classes? Give --labels, or --encoder with a folder that `hyperclip specialize` wrote")
-    names = _labels(labels)
+    names = labels_of(labels)
     return lambda bundle: specialize(bundle, names, templates)
 
 
-def _labels(text: str) -> tuple[str, ...]:
+def labels_of(text: str) -> tuple[str, ...]:
     """Raises BadInputError for an empty or doubled one; empty lines of a file are none."""
     from training.specialize import check_labels
 

@@ -1,5 +1,6 @@
 """Steps from training shards to a registered model."""
 
+import logging
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -7,20 +8,26 @@ from typing import Any
 
 from infra import storage
 from infra.config import flattened
+from infra.errors import BadInputError
 from pipeline.config import RunConfig
 from pipeline.inputs import check_inputs_unchanged, input_versions
 from pipeline.steps import Step, StepContext, StepResult
-from training.bundle import BUNDLE_NAME, load_bundle
+from training.bundle import BUNDLE_NAME, Bundle, load_bundle
 from training.checkpoint import newest_step
 from training.config import TrainConfig, TrainRequest
+from training.evaluation.evaluation_set import EvaluationSet
+from training.evaluation.none_of_these import calibrate
 from training.evaluation.result_files import log_result, read_result, write_result
 from training.evaluation.shard_set import shard_set
 from training.evaluation.zero_shot import evaluate_zero_shot
 from training.loop import CHECKPOINTS
 from training.metrics_log import read_metrics
+from training.none_of_these import NONE_OF_THESE_NAME, NoneOfThese
 from training.on_ray import train_on_ray
 from training.publish import publish
 from training.shard_reader import open_shards
+
+logger = logging.getLogger(__name__)
 
 
 def model_steps(config: RunConfig) -> list[Step]:
@@ -142,6 +149,7 @@ def _evaluate(context: StepContext) -> StepResult:
     )
     write_result(result, context.output_uri)
     log_result(result, context.tracker, context.run_id)
+    calibrated = _calibrate(context, bundle, shard_set(reader, readings={}))
     headline = result.headline
     specialized, neutral = headline.accuracy["specialized"], headline.accuracy["neutral"]
     return StepResult(
@@ -150,9 +158,30 @@ def _evaluate(context: StepContext) -> StepResult:
             f"(95 % interval {specialized.low:.1%} to {specialized.high:.1%}; chance {headline.chance:.0%}; "
             f"neutral {neutral.mean:.1%}) on {headline.num_pictures:,} pictures in {headline.num_tasks} tasks"
         ),
-        facts={"bundle_digest": bundle.digest},
-        metrics=result.metrics,
+        facts={"bundle_digest": bundle.digest, "none_of_these": calibrated and calibrated.figures[0].model_dump(mode="json")},
+        metrics=result.metrics | _calibration_metrics(calibrated),
     )
+
+
+def _calibrate(context: StepContext, bundle: Bundle, pictures: EvaluationSet) -> NoneOfThese | None:
+    """Fit "none of these" on half of the names and keep it beside the bundle, so that whatever serves the bundle has it."""
+    try:
+        found = calibrate(
+            bundle, pictures, progress=lambda done, total: context.progress(done, total, "tasks of none of these")
+        )
+    except BadInputError as error:
+        logger.warning("no calibration of none of these: %s", error)
+        return None
+    uri = storage.join(bundle_uri(context.inputs["train"]), NONE_OF_THESE_NAME)
+    storage.write_atomic(uri, found.model_dump_json(indent=1))
+    return found
+
+
+def _calibration_metrics(found: NoneOfThese | None) -> dict[str, float]:
+    if found is None:
+        return {}
+    (measured,) = found.figures
+    return {"none_of_these_auroc": measured.auroc, "none_of_these_ece": measured.ece}
 
 
 def _register(context: StepContext) -> StepResult:

@@ -34,9 +34,10 @@ class _Meant(NamedTuple):
 
 def serve(config: ConfigPathOrNone = None, overrides: Overrides = None) -> None:
     """Serve the champion of a run over HTTP, with a page to try it on, until Ctrl-C; without CONFIG the shipped model."""
-    from serving.launch import PortTakenError, checked_port, running
+    from serving.launch import PortTakenError, checked_access, checked_port, running
 
     meant = _shipped(overrides or ()) if config is None else _champion(config, overrides or ())
+    checked_access(meant.serving)
     host, port = meant.serving.host, meant.serving.port
     try:
         checked_port(host, port)  # before Ray is started for nothing
@@ -51,6 +52,24 @@ def serve(config: ConfigPathOrNone = None, overrides: Overrides = None) -> None:
         stop.wait()
         out.print("Stopping …")
     out.print("Stopped.")
+
+
+def serve_key(
+    tenant: Annotated[str, typer.Argument(help="Name of the tenant: small letters, digits, - and _", metavar="TENANT")],
+) -> None:
+    """Make an API key for a tenant of the service.  It is shown once; the service is given its hash alone."""
+    from pydantic import ValidationError
+
+    from serving.tenants import TENANTS_VARIABLE, TenantConfig, new_key
+
+    key, digest = new_key()
+    try:
+        TenantConfig(name=tenant, key_sha256=(digest,))
+    except ValidationError as error:
+        raise BadInputError(f"{tenant!r} cannot be the name of a tenant: {error.errors()[0]['msg']}") from None
+    out.print(f"Key, for the caller; it is not kept anywhere:\n{key}\n", soft_wrap=True)
+    out.print(f"For serving.tenants, or the environment variable {TENANTS_VARIABLE}:", soft_wrap=True)
+    out.print(escape(f'- {{name: {tenant}, key_sha256: ["{digest}"]}}'), soft_wrap=True)
 
 
 def _champion(config: Path, overrides: list[str] | tuple[str, ...]) -> _Meant:

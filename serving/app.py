@@ -7,24 +7,27 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.deployment import Application
 
 from infra import storage
+from infra.errors import BadInputError
 from serving.config import DeploymentScale, ServingConfig
 from serving.deployments.hypernetwork import Hypernetwork
 from serving.deployments.image_encoder import ImageEncoder
 from serving.deployments.ingress import Ingress
 from serving.limits import ServingLimits
 from serving.model_source import resolve
+from serving.tenants import TENANTS_VARIABLE, TenantConfig, tenants_of_environment
 
 
 def build_application(args: ServingConfig) -> Application:
     """Build the application for the model version that the configuration means now.
 
     Raises:
-        BadInputError: there is no such model.
+        BadInputError: there is no such model, or nobody has said who may call.
     """
     config = ServingConfig.model_validate(
         args
     )  # Serve gives the mapping of a config file as this type; callers may give either
     config = config.rebuilt(
+        tenants=tenants_allowed(config),
         task_store_uri=_absolute(config.task_store_uri),
         bundle_uri=None if config.bundle_uri is None else _absolute(config.bundle_uri),
     )
@@ -32,6 +35,22 @@ def build_application(args: ServingConfig) -> Application:
     hypernetwork = serve.deployment(Hypernetwork, **_options(config.hypernetwork, config.limits)).bind(config, served)
     image_encoder = serve.deployment(ImageEncoder, **_options(config.image_encoder, config.limits)).bind(config, served)
     return serve.deployment(Ingress, **_options(config.ingress, config.limits)).bind(config, hypernetwork, image_encoder)
+
+
+def tenants_allowed(config: ServingConfig) -> tuple[TenantConfig, ...]:
+    """Those of the configuration, else of the environment; none where everybody may call.
+
+    Raises:
+        BadInputError: there are none, and that has not been asked for.
+    """
+    tenants = config.tenants or tenants_of_environment()
+    if not tenants and not config.allow_anonymous:
+        raise BadInputError(
+            f"nobody may call this service yet: make a key with `hyperclip serve-key NAME`, and put what it prints into "
+            f"serving.tenants or the environment variable {TENANTS_VARIABLE}; or say allow_anonymous: true to serve whoever "
+            "reaches the port, without keys"
+        )
+    return tenants
 
 
 def _absolute(uri: str) -> str:

@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from infra.config import StrictModel
 from infra.model_registry import CHAMPION
 from infra.tracking import TrackingConfig
 from serving.limits import ServingLimits
+from serving.logs import LogLevel
+from serving.tenants import TenantConfig, checked_tenants
 
 
 class DeploymentScale(StrictModel):
@@ -56,6 +58,12 @@ class ServiceSettings(StrictModel):
 
     host: str = "127.0.0.1"
     port: Annotated[NonNegativeInt, Field(le=65535)] = 8000
+    tenants: tuple[TenantConfig, ...] = ()
+    """Who may call, each with its own tasks; without any, those of the environment variable HYPERCLIP_TENANTS."""
+    allow_anonymous: bool = False
+    """Serve without keys, to whoever reaches the port; on loopback that is so anyway."""
+    log_level: LogLevel = "info"
+    """Of the replicas' own logs; at info there is one line a request."""
     limits: ServingLimits = ServingLimits()
     batching: BatchingConfig = BatchingConfig()
     ingress: DeploymentScale = DeploymentScale(num_cpus=0.5, max_ongoing_requests=256, target_ongoing_requests=64)
@@ -63,6 +71,11 @@ class ServiceSettings(StrictModel):
     image_encoder: DeploymentScale = DeploymentScale(num_cpus=0.5, target_ongoing_requests=16)
     task_cache_s: NonNegativeFloat = 30
     """How long an ingress replica remembers a task: a deletion may take as long to be seen by the others."""
+
+    @field_validator("tenants")
+    @classmethod
+    def _check_tenants(cls, tenants: tuple[TenantConfig, ...]) -> tuple[TenantConfig, ...]:
+        return checked_tenants(tenants)
 
 
 class ServingConfig(ServiceSettings):

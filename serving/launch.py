@@ -1,5 +1,6 @@
 """Run the service on a Ray that is already connected, for as long as a `with` block lasts."""
 
+import ipaddress
 import logging
 import socket
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from ray.serve.config import HTTPOptions, ProxyLocation
 from tenacity import RetryError, Retrying, retry_if_exception_type, retry_if_result, stop_after_delay, wait_fixed
 
 from infra.errors import BadInputError, HyperClipError
-from serving.app import build_application
+from serving.app import build_application, tenants_allowed
 from serving.config import ServingConfig
 
 logger = logging.getLogger(__name__)
@@ -38,13 +39,14 @@ def running(config: ServingConfig) -> Iterator[str]:
     """Start the service on `config.host` and `config.port` (0 for a free one), give its base URL, and end it afterwards.
 
     Raises:
-        BadInputError: there is no such model, or this Ray cluster runs a service already.
+        BadInputError: there is no such model, this Ray cluster runs a service already, or others could call without a key.
         PortTakenError: something else listens there, or this user may not.
         ServiceNotHealthyError: it does not answer.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if serve.status().proxies:
         raise BadInputError("this Ray cluster runs a service already; end it, or deploy to it with `serve deploy`")
+    config = checked_access(config)
     application = build_application(config)
     port = checked_port(config.host, config.port)
     host = f"[{config.host}]" if ":" in config.host else config.host
@@ -88,6 +90,27 @@ def _has_controller() -> bool:
     except ValueError:
         return False
     return True
+
+
+def checked_access(config: ServingConfig) -> ServingConfig:
+    """The same with its tenants; on loopback, none are needed.
+
+    Raises:
+        BadInputError: it would listen beyond loopback, without keys, and nobody has said that it should.
+    """
+    if _is_loopback(config.host) and not config.allow_anonymous:
+        config = config.rebuilt(allow_anonymous=True)
+    try:
+        return config.rebuilt(tenants=tenants_allowed(config))
+    except BadInputError as error:
+        raise BadInputError(f"serving.host={config.host} is open to other machines: {error}") from error
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # some other name
+        return False
 
 
 def checked_port(host: str, port: int) -> int:

@@ -28,7 +28,6 @@ class Specialized:
     """The hypernetwork made an encoder and stored it."""
 
     specialization_id: str
-    model: ModelInfo
     milliseconds: float
 
 
@@ -51,27 +50,36 @@ class Embedded:
 
 NOT_SPECIALIZED = Refused(409, "not_specialized", "no encoder was made for this task by this model")
 """Between deployments only: the ingress has it made and asks again."""
+NOT_LOADED = Refused(503, "model_not_loaded", "this part of the service does not hold that model version yet; try again")
+"""Between deployments only: the ingress asks another replica."""
 
 
 class HypernetworkBackend(Protocol):
-    """Rare and heavy: from names to encoders."""
+    """Rare and heavy: from names to encoders.  Each call names its model by the digest of the bundle."""
 
-    async def describe(self) -> ModelInfo: ...
+    async def describe(self) -> tuple[ModelInfo, ...]: ...
 
-    async def specialize(self, record: TaskRecord) -> Specialized | Refused: ...
+    async def specialize(self, record: TaskRecord, *, digest: str) -> Specialized | Refused: ...
 
-    async def embed_texts(self, texts: Sequence[str]) -> list[Embedded] | Refused: ...
+    async def embed_texts(self, texts: Sequence[str], *, digest: str) -> list[Embedded] | Refused: ...
 
-    async def export(self, record: TaskRecord) -> bytes | Refused: ...
+    async def export(self, record: TaskRecord, *, digest: str) -> bytes | Refused: ...
 
 
 class ImageEncoderBackend(Protocol):
-    """Hot: from pictures to scores and features."""
+    """Hot: from pictures to scores and features.  Each call names its model by the digest of the bundle."""
 
-    async def describe(self) -> ModelInfo: ...
+    async def describe(self) -> tuple[ModelInfo, ...]: ...
 
     async def classify(
-        self, images: Sequence[bytes], *, task_id: str, specialization_id: str, parameters: Parameters, top_k: int
+        self,
+        images: Sequence[bytes],
+        *,
+        task_id: str,
+        specialization_id: str,
+        digest: str,
+        parameters: Parameters,
+        top_k: int,
     ) -> list[Classified | Refused] | Refused: ...
 
-    async def embed(self, images: Sequence[bytes]) -> list[Embedded | Refused]: ...
+    async def embed(self, images: Sequence[bytes], *, digest: str) -> list[Embedded | Refused] | Refused: ...

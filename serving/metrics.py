@@ -1,31 +1,151 @@
-"""Counters of one ingress replica, in Prometheus' text form."""
+"""What is measured: one table of all metrics, and the figures of a replica.
+
+The ingress keeps its figures twice: for its own `/metrics`, in Prometheus' text form, and in Ray's metrics, which every node
+gives out for all replicas on it and where each name begins with `ray_`.  The other deployments have Ray's only.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal, NamedTuple
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-__all__ = ["CONTENT_TYPE_LATEST", "IngressMetrics"]
+from serving.messages import Classified, Refused
+
+__all__ = ["CONTENT_TYPE_LATEST", "ENCODER_METRICS", "INGRESS_METRICS", "IngressMetrics", "Metric", "Publish", "Publisher"]
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+STAGE_SECONDS = (0.0002, 0.0005, 0.001, 0.0025, *SECONDS)
+STAGES = ("admission", "body", "decode", "queue", "forward", "score", "specialize")
+"""Of a request until the application has it, of its body; of a picture in the encoder; of a new task."""
+
+
+class Metric(NamedTuple):
+    """One row of the table."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    description: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+    @property
+    def exported(self) -> tuple[str, ...]:
+        """Names under which Ray gives it out."""
+        if self.kind == "histogram":
+            return tuple(f"ray_{self.name}_{suffix}" for suffix in ("bucket", "sum", "count"))
+        return (f"ray_{self.name}_total" if self.kind == "counter" else f"ray_{self.name}",)
+
+
+REQUESTS = Metric("hyperclip_requests", "counter", "Requests by route and status", ("method", "route", "status"))
+REQUEST_SECONDS = Metric("hyperclip_request_seconds", "histogram", "Time to answer", ("route",), SECONDS)
+STAGE = Metric("hyperclip_stage_seconds", "histogram", "Time of one stage", ("stage",), STAGE_SECONDS)
+IN_FLIGHT = Metric("hyperclip_requests_in_flight", "gauge", "Requests being worked on")
+BODY_BYTES = Metric("hyperclip_body_bytes_in_flight", "gauge", "Bytes of bodies held")
+SHED = Metric("hyperclip_requests_shed", "counter", "Requests refused because of load or a quota", ("reason",))
+TENANT_REQUESTS = Metric("hyperclip_tenant_requests", "counter", "Requests of a tenant by outcome", ("tenant", "outcome"))
+TENANT_IMAGES = Metric("hyperclip_tenant_images", "counter", "Pictures of a tenant", ("tenant",))
+TASKS = Metric("hyperclip_tasks", "counter", "Tasks asked for", ("cached",))
+IMAGES = Metric("hyperclip_images", "counter", "Pictures by outcome", ("outcome",))
+BATCH_SIZE = Metric(
+    "hyperclip_image_batch_size", "histogram", "Pictures that shared a forward pass", buckets=(1, 2, 4, 8, 16, 32, 64, 128)
+)
+INGRESS_METRICS = (
+    REQUESTS, REQUEST_SECONDS, STAGE, IN_FLIGHT, BODY_BYTES, SHED, TENANT_REQUESTS, TENANT_IMAGES, TASKS, IMAGES, BATCH_SIZE,
+)  # fmt: skip
+
+TASKS_RESIDENT = Metric("hyperclip_tasks_resident", "gauge", "Specialized encoders that an encoder replica keeps ready")
+RESIDENT_BYTES = Metric("hyperclip_resident_bytes", "gauge", "Bytes that these take")
+EVICTIONS = Metric("hyperclip_evictions", "counter", "Specialized encoders dropped to make room")
+ENCODER_METRICS = (TASKS_RESIDENT, RESIDENT_BYTES, EVICTIONS)
+
+Publish = Callable[[float, Mapping[str, str]], None]
+"""Takes one observation: an amount to add, a value to set, or a value to count; with the values of its labels."""
+Publisher = Callable[[Metric], Publish]
+
+
+def unpublished(_metric: Metric) -> Publish:
+    """For a process without Ray."""
+    return lambda _value, _labels: None
+
+
+class _Child:
+    """One metric with the values of its labels."""
+
+    def __init__(self, inner: Counter | Gauge | Histogram, publish: Publish, labels: Mapping[str, str]) -> None:
+        self._inner, self._publish, self._labels = inner, publish, labels
+        self._level = 0.0
+
+    def inc(self, amount: float = 1) -> None:
+        self._inner.inc(amount)  # type: ignore[union-attr]
+        self._level += amount
+        self._publish(amount if isinstance(self._inner, Counter) else self._level, self._labels)
+
+    def dec(self, amount: float = 1) -> None:
+        self.inc(-amount)
+
+    def observe(self, value: float) -> None:
+        self._inner.observe(value)  # type: ignore[union-attr]
+        self._publish(value, self._labels)
+
+
+class _Series:
+    """One metric of a registry; its children are made as they are asked for."""
+
+    def __init__(self, metric: Metric, registry: CollectorRegistry, publish: Publish) -> None:
+        self._metric, self._publish = metric, publish
+        arguments = (metric.name, metric.description, metric.labels)
+        if metric.kind == "histogram":
+            self._inner: Counter | Gauge | Histogram = Histogram(*arguments, buckets=metric.buckets, registry=registry)
+        else:
+            self._inner = (Counter if metric.kind == "counter" else Gauge)(*arguments, registry=registry)
+        self._children: dict[tuple[str, ...], _Child] = {}
+
+    def labels(self, *values: str) -> _Child:
+        if (child := self._children.get(values)) is None:
+            inner = self._inner.labels(*values) if values else self._inner
+            child = _Child(inner, self._publish, dict(zip(self._metric.labels, values, strict=True)))
+            self._children[values] = child
+        return child
 
 
 class IngressMetrics:
     """A registry of its own, so that several can live in one process."""
 
-    def __init__(self) -> None:
+    def __init__(self, publisher: Publisher = unpublished) -> None:
         self._registry = CollectorRegistry()
-        self.requests = Counter(
-            "hyperclip_requests", "Requests by route and status", ["method", "route", "status"], registry=self._registry
-        )
-        self.seconds = Histogram(
-            "hyperclip_request_seconds", "Time to answer", ["route"], buckets=SECONDS, registry=self._registry
-        )
-        self.in_flight = Gauge("hyperclip_requests_in_flight", "Requests being worked on", registry=self._registry)
-        self.shed = Counter("hyperclip_requests_shed", "Requests refused because of overload", registry=self._registry)
-        self.tasks = Counter("hyperclip_tasks", "Tasks asked for", ["cached"], registry=self._registry)
-        self.images = Counter("hyperclip_images", "Pictures by outcome", ["outcome"], registry=self._registry)
-        self.batch_size = Histogram(
-            "hyperclip_image_batch_size", "Pictures that shared a forward pass", buckets=(1, 2, 4, 8, 16, 32, 64, 128),
-            registry=self._registry,
-        )  # fmt: skip
+
+        def series(metric: Metric) -> _Series:
+            return _Series(metric, self._registry, publisher(metric))
+
+        self.requests = series(REQUESTS)
+        self.seconds = series(REQUEST_SECONDS)
+        self.stages = series(STAGE)
+        self.in_flight = series(IN_FLIGHT).labels()
+        self.body_bytes = series(BODY_BYTES).labels()
+        self.shed = series(SHED)
+        self.tenant_requests = series(TENANT_REQUESTS)
+        self.tenant_images = series(TENANT_IMAGES)
+        self.tasks = series(TASKS)
+        self.images = series(IMAGES)
+        self.batch_size = series(BATCH_SIZE).labels()
+
+    def task(self, *, specialize_ms: float | None) -> None:
+        """A task was asked for; None when it was there already."""
+        self.tasks.labels(str(specialize_ms is None).lower()).inc()
+        if specialize_ms is not None:
+            self.stages.labels("specialize").observe(specialize_ms / 1000)
+
+    def pictures(self, results: Iterable[Classified | Refused]) -> None:
+        """What became of the pictures of a call."""
+        for result in results:
+            if isinstance(result, Refused):
+                self.images.labels(result.reason).inc()
+                continue
+            self.images.labels("classified").inc()
+            self.batch_size.observe(result.batch_size)
+            for stage, milliseconds in result.timings.model_dump().items():
+                if stage in STAGES:
+                    self.stages.labels(stage).observe(milliseconds / 1000)
 
     def text(self) -> bytes:
         return bytes(generate_latest(self._registry))

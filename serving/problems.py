@@ -1,7 +1,7 @@
 """Errors as `application/problem+json` (RFC 9457)."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -39,6 +39,10 @@ class ProblemError(Exception):
         self.errors = list(errors)
 
     @classmethod
+    def of_problem(cls, problem: Problem) -> "ProblemError":
+        return cls(problem.status, problem.type.rpartition(":")[2], problem.detail)
+
+    @classmethod
     def of(cls, refused: Refused) -> "ProblemError":
         return cls(refused.status, refused.reason, refused.detail)
 
@@ -47,7 +51,10 @@ def make_problem(status: int, reason: str, detail: str) -> Problem:
     return Problem(type=f"urn:hyperclip:problem:{reason}", title=HTTPStatus(status).phrase, status=status, detail=detail)
 
 
-def problem_response(error: ProblemError) -> Response:
+def problem_response(error: ProblemError, scope: MutableMapping[str, Any] | None = None) -> Response:
+    """The answer to a client; with the request's scope, its log line gets the reason."""
+    if scope is not None:
+        scope.setdefault("state", {})["problem"] = error.problem.type.rpartition(":")[2]
     body: dict[str, Any] = error.problem.model_dump()
     if error.errors:
         body["errors"] = error.errors
@@ -68,27 +75,30 @@ def install_problem_handlers(app: FastAPI) -> None:
     """Make every error of an application a problem document."""
 
     @app.exception_handler(ProblemError)
-    async def _problem(_request: Request, error: ProblemError) -> Response:
-        return problem_response(error)
+    async def _problem(request: Request, error: ProblemError) -> Response:
+        return problem_response(error, request.scope)
 
     @app.exception_handler(BadInputError)
-    async def _bad_input(_request: Request, error: BadInputError) -> Response:
-        return problem_response(ProblemError(422, "invalid_request", str(error)))
+    async def _bad_input(request: Request, error: BadInputError) -> Response:
+        return problem_response(ProblemError(422, "invalid_request", str(error)), request.scope)
 
     @app.exception_handler(HyperClipError)
-    async def _ours(_request: Request, error: HyperClipError) -> Response:
+    async def _ours(request: Request, error: HyperClipError) -> Response:
         logger.error("request failed: %s", error)
-        return problem_response(ProblemError(500, "stored_data", "what is stored for this request cannot be used"))
+        detail = "what is stored for this request cannot be used"
+        return problem_response(ProblemError(500, "stored_data", detail), request.scope)
 
     @app.exception_handler(RequestValidationError)
-    async def _parameters(_request: Request, error: RequestValidationError) -> Response:
+    async def _parameters(request: Request, error: RequestValidationError) -> Response:
         places = [
             {"place": ".".join(map(str, found["loc"])), "message": str(found["msg"])} for found in error.errors()[:MAX_ERRORS]
         ]
         listed = "; ".join(f"{found['place']}: {found['message']}" for found in places[:3])
-        return problem_response(ProblemError(422, "invalid_request", listed, errors=places))
+        return problem_response(ProblemError(422, "invalid_request", listed, errors=places), request.scope)
 
     @app.exception_handler(HTTPException)
-    async def _http(_request: Request, error: HTTPException) -> Response:
+    async def _http(request: Request, error: HTTPException) -> Response:
         reason = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
-        return problem_response(ProblemError(error.status_code, reason, str(error.detail), headers=error.headers))
+        return problem_response(
+            ProblemError(error.status_code, reason, str(error.detail), headers=error.headers), request.scope
+        )

@@ -1,5 +1,6 @@
 """Reading request bodies: JSON, a raw picture, or a multipart form."""
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,6 +16,10 @@ from serving.schemas import WireModel
 Body = TypeVar("Body", bound=WireModel)
 
 DEFAULT_TOP_K = 5
+PARSED_AT_ONCE = 64 * 2**10
+"""Bytes of JSON that take less time than changing threads does."""
+MAX_FIELD_CHARACTERS, MAX_BYTES_A_CHARACTER = 1000, 4
+"""Of a text field in a form; a label has less."""
 
 
 @dataclass(frozen=True)
@@ -25,19 +30,35 @@ class Form:
     images: list[bytes]
 
 
-async def read_json(request: Request, model: type[Body]) -> Body:
+async def read_json(request: Request, model: type[Body], limits: ServingLimits) -> Body:
     """A JSON body of a given form.
 
     Raises:
-        ProblemError: 415 another media type, 400 not JSON, 422 JSON of another form.
+        ProblemError: 415 another media type, 413 too long, 400 not JSON, 422 JSON of another form.
     """
     if media_type(request) != "application/json":
         raise ProblemError(415, "unsupported_media_type", f"send application/json, not {media_type(request) or 'nothing'}")
-    body = await request.body()
+    body = await _body(request, most=limits.max_json_bytes)
     try:
-        return model.model_validate_json(body)
+        if len(body) <= PARSED_AT_ONCE:
+            return model.model_validate_json(body)
+        return await asyncio.to_thread(model.model_validate_json, body)  # the event loop has others to answer
     except ValidationError as error:
         raise invalid_body(error) from error
+
+
+async def _body(request: Request, *, most: int) -> bytes:
+    """Raises ProblemError (413) as soon as there is more."""
+    parts: list[bytes] = []
+    size = 0
+    length = request.headers.get("content-length", "")
+    async for part in request.stream():
+        size += len(part)
+        if size > most or (length.isdecimal() and int(length[:20]) > most):
+            detail = f"the JSON body is longer than the {most:,} bytes allowed"
+            raise ProblemError(413, "body_too_long", detail, headers={"connection": "close"})
+        parts.append(part)
+    return b"".join(parts)
 
 
 async def read_images(request: Request, limits: ServingLimits) -> list[bytes]:
@@ -51,7 +72,9 @@ async def read_images(request: Request, limits: ServingLimits) -> list[bytes]:
         return (await read_form(request, limits, allowed=())).images
     if kind.startswith("image/") or kind in ("application/octet-stream", ""):
         body = await request.body()
-        return [body] if body else []
+        images = [body] if body else []
+        charge_images(request, len(images), limits)
+        return images
     raise ProblemError(415, "unsupported_media_type", f"send image bytes or multipart/form-data, not {kind}")
 
 
@@ -68,7 +91,10 @@ async def read_form(request: Request, limits: ServingLimits, *, allowed: tuple[s
     fields: dict[str, list[str]] = {}
     images: list[bytes] = []
     try:
-        async with request.form(max_files=limits.max_images + 1, max_fields=max_fields) as form:
+        form_of = request.form(
+            max_files=limits.max_images + 1, max_fields=max_fields, max_part_size=MAX_BYTES_A_CHARACTER * MAX_FIELD_CHARACTERS
+        )
+        async with form_of as form:
             for name, value in form.multi_items():
                 if name == "images" and isinstance(value, UploadFile):
                     images.append(await value.read())
@@ -80,7 +106,26 @@ async def read_form(request: Request, limits: ServingLimits, *, allowed: tuple[s
     except (HTTPException, KeyError, UnicodeError) as error:
         detail = error.detail if isinstance(error, HTTPException) else f"a part of it has no usable header ({error!r})"
         raise ProblemError(400, "malformed_form", f"the multipart form cannot be read: {detail}") from error
+    charge_images(request, len(images), limits)
     return Form(fields, images)
+
+
+def charge_images(request: Request, count: int, limits: ServingLimits) -> None:
+    """Put pictures on the account of the tenant, before anything is done with them.
+
+    Raises:
+        ProblemError: 429 the tenant has had its pictures for now.
+    """
+    state = request.scope["state"]
+    metrics, account = state["metrics"], state["account"]
+    if not count:
+        return
+    if wait := account.images_wait_s(count):
+        metrics.shed.labels("images_limited").inc()
+        headers = {"retry-after": str(max(wait, limits.retry_after_s))}
+        detail = "more pictures a second than this tenant may send; wait and try again"
+        raise ProblemError(429, "images_limited", detail, headers=headers)
+    metrics.tenant_images.labels(account.name).inc(count)
 
 
 def single(form: Form, name: str) -> str | None:

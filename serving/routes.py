@@ -1,16 +1,18 @@
 """The HTTP interface as a plain FastAPI application over a `ClassifierService`: no Ray in here."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 from starlette.responses import FileResponse, Response
 
+from serving.classify_stream import NDJSON, ClassifyStream, wants_lines
 from serving.metrics import CONTENT_TYPE_LATEST
-from serving.middleware import Admission, RequestContext
-from serving.problems import MEDIA_TYPE, install_problem_handlers
-from serving.requests import form_body, json_body, read_form, read_images, read_json, single, top_k_of
+from serving.middleware import Admission, Authentication, RequestContext
+from serving.problems import MEDIA_TYPE, ProblemError, install_problem_handlers
+from serving.rate import Access
+from serving.requests import charge_images, form_body, json_body, read_form, read_images, read_json, single, top_k_of
 from serving.schemas import (
     ClassifyAnswer,
     EmbeddingAnswer,
@@ -24,9 +26,14 @@ from serving.schemas import (
     TextRequest,
 )
 from serving.service import ClassifierService
+from serving.tenants import tenant_of
 
 WEB = Path(__file__).parent / "web"
-PAGES = {"/": "index.html", "/app.js": "app.js", "/style.css": "style.css", "/icon.svg": "icon.svg"}
+SCRIPTS = ("answers.js", "app.js", "names.js", "page.js", "pictures.js", "service.js")
+PAGES = {"/": "index.html", **{f"/{name}": name for name in ("icon.svg", "style.css", *SCRIPTS)}}
+
+OPEN_PATHS = frozenset((*PAGES, "/openapi.json", "/healthz", "/metrics"))
+"""What needs no key."""
 
 TopK = Annotated[str | None, Query(description="Labels in the answer, best first; 5 when absent.", pattern="^[0-9]+$")]
 UsedParameters = Annotated[Parameters, Query(description="`neutral` scores without the generated parameters, to compare.")]
@@ -34,6 +41,7 @@ PROBLEMS: Mapping[int | str, dict[str, Any]] = {
     status: {"model": Problem, "content": {MEDIA_TYPE: {}}, "description": description}
     for status, description in {
         400: "The body cannot be read",
+        401: "No API key, or an unknown one; where the service has keys",
         408: "The body did not arrive in time",
         413: "Body or picture too large",
         415: "Not a media type or picture format that is read",
@@ -42,53 +50,72 @@ PROBLEMS: Mapping[int | str, dict[str, Any]] = {
         503: "Not ready, or no answer in time",
     }.items()
 }
+LINES = "A `StreamLine` for each picture as it becomes ready, then a `StreamEnd`."
 NOT_FOUND: Mapping[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "No such task"}}
 
 
-def create_http_app(service: ClassifierService) -> FastAPI:
-    """Build the application; every error it gives is a problem document."""
+def create_http_app(service: ClassifierService, access: Access | None = None) -> FastAPI:
+    """Build the application; every error it gives is a problem document.
+
+    Args:
+        access: who may call, and how much; without it everybody is the default tenant.
+    """
     limits = service.limits
+    access = access or Access((), limits)
     # FastAPI's own documentation pages load scripts from elsewhere
     app = FastAPI(title="HyperCLIP", version="1", docs_url=None, redoc_url=None, responses=dict(PROBLEMS))
     install_problem_handlers(app)
     app.add_middleware(Admission, limits=limits, metrics=service.metrics)
+    app.add_middleware(Authentication, access=access, open_paths=OPEN_PATHS)
     app.add_middleware(RequestContext, metrics=service.metrics)  # the last one is the outermost
 
     @app.post("/v1/tasks", tags=["tasks"], openapi_extra=json_body(TaskRequest))
     async def create_task(request: Request) -> TaskCreated:
         """Name the classes; the same names again give the same task."""
-        return await service.create_task(await read_json(request, TaskRequest))
+        return await service.create_task(await read_json(request, TaskRequest, limits), tenant=tenant_of(request))
 
     @app.get("/v1/tasks/{task_id}", tags=["tasks"], responses=dict(NOT_FOUND))
-    async def get_task(task_id: str) -> TaskInfo:
+    async def get_task(request: Request, task_id: str) -> TaskInfo:
         """What a task is."""
-        return await service.get_task(task_id)
+        return await service.get_task(task_id, tenant=tenant_of(request))
 
     @app.delete("/v1/tasks/{task_id}", tags=["tasks"], status_code=204, responses=dict(NOT_FOUND))
-    async def delete_task(task_id: str) -> Response:
+    async def delete_task(request: Request, task_id: str) -> Response:
         """Forget a task and everything made for it."""
-        await service.delete_task(task_id)
+        await service.delete_task(task_id, tenant=tenant_of(request))
         return Response(status_code=204)
 
     @app.get("/v1/tasks/{task_id}/export", tags=["tasks"], responses=dict(NOT_FOUND), response_class=Response)
-    async def export_task(task_id: str) -> Response:
+    async def export_task(request: Request, task_id: str) -> Response:
         """The specialized encoder as an ONNX package for a device (zip)."""
-        package = await service.export(task_id)
+        package = await service.export(task_id, tenant=tenant_of(request))
         name = f'attachment; filename="hyperclip-{task_id[:12]}.zip"'
         return Response(package, media_type="application/zip", headers={"content-disposition": name})
 
     @app.post(
         "/v1/tasks/{task_id}/classify",
         tags=["pictures"],
-        responses=dict(NOT_FOUND),
+        response_model=ClassifyAnswer,
+        responses={**NOT_FOUND, 200: {"content": {NDJSON: {"schema": {"type": "string", "description": LINES}}}}},
         openapi_extra=form_body(texts={}, raw_image=True),
     )
-    async def classify(
-        request: Request, task_id: str, top_k: TopK = None, parameters: UsedParameters = "specialized"
-    ) -> ClassifyAnswer:
-        """Classify one picture (raw bytes) or several (a form with `images`)."""
+    async def classify(request: Request, task_id: str, top_k: TopK = None, parameters: UsedParameters = "specialized") -> Any:
+        """Classify one picture (raw bytes) or several (a form with `images`).
+
+        With `Accept: application/x-ndjson` many more, each answered in a line of its own as soon as it is ready.
+        """
         number = top_k_of(top_k, limits)
-        return await service.classify(task_id, await read_images(request, limits), top_k=number, parameters=parameters)
+        if wants_lines(request.headers.get("accept", "")):
+            tenant = tenant_of(request)
+            await service.get_task(task_id, tenant=tenant)  # an unknown one is a 404 and no stream
+
+            async def ask(some: Sequence[bytes]) -> ClassifyAnswer:
+                charge_images(request, len(some), limits)
+                return await service.classify_each(task_id, some, tenant=tenant, top_k=number, parameters=parameters)
+
+            return ClassifyStream(ask, content_type=request.headers.get("content-type", ""), limits=limits)
+        images = await read_images(request, limits)
+        return await service.classify(task_id, images, tenant=tenant_of(request), top_k=number, parameters=parameters)
 
     one_call = {"labels": "many", "templates": "many", "pinned_version": "one", "top_k": "one"}
 
@@ -103,9 +130,10 @@ def create_http_app(service: ClassifierService) -> FastAPI:
                 labels=tuple(form.fields.get("labels", ())),
                 templates=None if templates is None else tuple(templates),
                 pinned_version=single(form, "pinned_version"),
-            )
+            ),
+            tenant=tenant_of(request),
         )
-        return await service.classify(task.task_id, form.images, top_k=top_k)
+        return await service.classify(task.task_id, form.images, tenant=tenant_of(request), top_k=top_k)
 
     @app.post("/v1/embed/image", tags=["features"], openapi_extra=form_body(texts={}, raw_image=True))
     async def embed_image(request: Request) -> EmbeddingAnswer:
@@ -115,7 +143,7 @@ def create_http_app(service: ClassifierService) -> FastAPI:
     @app.post("/v1/embed/text", tags=["features"], openapi_extra=json_body(TextRequest))
     async def embed_text(request: Request) -> EmbeddingAnswer:
         """Features of texts, comparable with those of pictures."""
-        return await service.embed_texts((await read_json(request, TextRequest)).texts)
+        return await service.embed_texts((await read_json(request, TextRequest, limits)).texts)
 
     @app.get("/v1/models", tags=["service"])
     async def models() -> ModelList:
@@ -129,7 +157,9 @@ def create_http_app(service: ClassifierService) -> FastAPI:
 
     @app.get("/metrics", tags=["service"], response_class=Response)
     async def metrics() -> Response:
-        """Counters of the replica that answers, in Prometheus' text form."""
+        """Counters of the replica that answers, in Prometheus' text form; only where there are no API keys."""
+        if access.keys is not None:  # they name the tenants
+            raise ProblemError(404, "not_found", "with API keys, metrics are on Ray's own port only")
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     for path, name in PAGES.items():

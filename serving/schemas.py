@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from infra.config import StrictModel
+from training.none_of_these import NoneOfThese
 
 TaskId = Annotated[str, Field(pattern="^[a-z2-7]{52}$", description="Base32 SHA-256 of what the task is.")]
 Parameters = Literal["specialized", "neutral"]
@@ -72,7 +73,7 @@ class Prediction(WireModel):
     score: float
     """Softmax: how the labels share the picture."""
     match: float
-    """Sigmoid: this label for itself; low for every label means "none of these"."""
+    """Sigmoid: this label for itself, on a scale that depends on the model and on how many labels there are."""
 
 
 class Problem(WireModel):
@@ -101,9 +102,33 @@ class ImageResult(WireModel):
 
     predictions: tuple[Prediction, ...] | None = None
     """Best first."""
+    none_of_these: float | None = None
+    """Probability that the picture shows none of the labels, where that is so for every second picture; null where the model
+    has no calibration."""
     problem: Problem | None = None
     batch_size: int | None = None
     timings_ms: ImageTimings | None = None
+
+
+class StreamLine(ImageResult):
+    """One line of a streamed answer: one picture, in the order in which they become ready."""
+
+    index: int
+    """Place of the picture in the form, from 0."""
+    model_version: str | None
+    """That answered; null where none did."""
+
+
+class StreamEnd(WireModel):
+    """The last line of a streamed answer; without it the answer is not whole."""
+
+    end: Literal[True]
+    num_pictures: int
+    num_failed: int
+    """Of these, how many have a problem in their line."""
+    problem: Problem | None
+    """Why the rest of the body was not read."""
+    milliseconds: float
 
 
 class ClassifyAnswer(WireModel):
@@ -147,6 +172,8 @@ class ModelInfo(WireModel):
     """Values that are generated for a task."""
     templates: tuple[str, ...]
     metrics: dict[str, float]
+    none_of_these: NoneOfThese | None = None
+    """How `none_of_these` comes from `score` and `match` of the best label, and how well it held on other pictures."""
 
 
 class ModelList(WireModel):

@@ -37,8 +37,6 @@ from serving.task_store import TaskStore
 
 Result = TypeVar("Result")
 
-DEFAULT_TENANT = "default"
-
 
 class ClassifierService:
     """Every call of the interface.  Mistakes of the caller are raised as `ProblemError` or `BadInputError`."""
@@ -65,9 +63,9 @@ class ClassifierService:
     # ---- models ------------------------------------------------------------------------------------------------------
 
     async def model(self) -> ModelInfo:
-        """The model being served; asked for once, and again whenever an answer shows that it has changed."""
+        """The model being served."""
         if self._model is None:
-            self._model = await self._within(self.limits.request_timeout_s, self._hypernetwork.describe())
+            self._model = (await self._within(self.limits.request_timeout_s, self._hypernetwork.describe()))[0]
         return self._model
 
     async def health(self) -> ModelInfo:
@@ -76,25 +74,24 @@ class ClassifierService:
         Raises:
             Exception: one of them does not.
         """
-        model, _ = await asyncio.gather(
+        models, _ = await asyncio.gather(
             self._within(self.limits.request_timeout_s, self._hypernetwork.describe()),
             self._within(self.limits.request_timeout_s, self._image_encoder.describe()),
         )
-        self._model = model
-        return model
+        self._model = models[0]
+        return self._model
 
     # ---- tasks -------------------------------------------------------------------------------------------------------
 
-    async def create_task(self, request: TaskRequest) -> TaskCreated:
+    async def create_task(self, request: TaskRequest, *, tenant: str) -> TaskCreated:
         """Make a task ready to classify; the same task again costs next to nothing."""
         started = time.perf_counter()
-        record = self._record(request)
+        record = self._record(request, tenant)
         model = await self.model()
         check_pin(record, model)
-        specialized = await self._flights.do(("create", record.task_id), lambda: self._make_ready(record, model))
-        self.metrics.tasks.labels(str(specialized is None).lower()).inc()
-        if specialized is not None:
-            model = specialized.model
+        key = ("create", record.task_id, model.digest)
+        specialized = await self._flights.do(key, lambda: self._make_ready(record, model))
+        self.metrics.task(specialize_ms=None if specialized is None else specialized.milliseconds)
         return TaskCreated(
             task_id=record.task_id,
             specialization_id=specialization_id(record.task_id, model.digest),
@@ -104,8 +101,8 @@ class ClassifierService:
             timings_ms=Timings(total=_since(started), specialize=None if specialized is None else specialized.milliseconds),
         )
 
-    async def get_task(self, task: str) -> TaskInfo:
-        record, model = await self._find(task), await self.model()
+    async def get_task(self, task: str, *, tenant: str) -> TaskInfo:
+        record, model = await self._find(task, tenant), await self.model()
         return TaskInfo(
             task_id=record.task_id,
             specialization_id=specialization_id(record.task_id, model.digest),
@@ -115,18 +112,18 @@ class ClassifierService:
             pinned_version=record.pinned_version,
         )
 
-    async def delete_task(self, task: str) -> None:
-        record = await self._find(task)
+    async def delete_task(self, task: str, *, tenant: str) -> None:
+        record = await self._find(task, tenant)
         self._tasks.forget(record.task_id)
         await asyncio.to_thread(self._store.delete, record.task_id, tenant=record.tenant)
 
-    async def export(self, task: str) -> bytes:
+    async def export(self, task: str, *, tenant: str) -> bytes:
         """The edge package of a task, as a zip file."""
-        record = await self._find(task)
-        check_pin(record, await self.model())
+        record, model = await self._find(task, tenant), await self.model()
+        check_pin(record, model)
         package = await self._flights.do(
-            ("export", record.task_id),
-            lambda: self._within(self.limits.specialize_timeout_s, self._hypernetwork.export(record)),
+            ("export", record.task_id, model.digest),
+            lambda: self._within(self.limits.specialize_timeout_s, self._hypernetwork.export(record, digest=model.digest)),
         )
         if isinstance(package, Refused):
             raise ProblemError.of(package)
@@ -135,34 +132,38 @@ class ClassifierService:
     # ---- pictures and texts ------------------------------------------------------------------------------------------
 
     async def classify(
-        self, task: str, images: Sequence[bytes], *, top_k: int, parameters: Parameters = "specialized"
+        self, task: str, images: Sequence[bytes], *, tenant: str, top_k: int, parameters: Parameters = "specialized"
     ) -> ClassifyAnswer:
         """Scores of each picture; an unreadable picture fails alone, unless there is no other."""
+        answer = await self.classify_each(task, images, tenant=tenant, top_k=top_k, parameters=parameters)
+        problems = [result.problem for result in answer.results if result.problem is not None]
+        if len(problems) == len(answer.results):
+            raise ProblemError.of_problem(problems[0])
+        return answer
+
+    async def classify_each(
+        self, task: str, images: Sequence[bytes], *, tenant: str, top_k: int, parameters: Parameters
+    ) -> ClassifyAnswer:
+        """The same where every picture may fail alone."""
         started = time.perf_counter()
         self._check_images(images)
-        record = await self._find(task)
+        record = await self._find(task, tenant)
         model = await self.model()
         check_pin(record, model)
         milliseconds = None
         results = await self._ask_encoder(record, model, images, parameters=parameters, top_k=top_k)
         if results == NOT_SPECIALIZED:  # the champion has changed, or what was stored has gone
-            made = await self._specialize(record)
-            self._model = model = made.model
-            milliseconds = made.milliseconds
+            milliseconds = (await self._specialize(record, model)).milliseconds
             results = await self._ask_encoder(record, model, images, parameters=parameters, top_k=top_k)
         if isinstance(results, Refused):
             raise ProblemError(503, "not_ready", results.detail, headers={"retry-after": str(self.limits.retry_after_s)})
-        for result in results:
-            self.metrics.images.labels(result.reason if isinstance(result, Refused) else "classified").inc()
-            if isinstance(result, Classified):
-                self.metrics.batch_size.observe(result.batch_size)
-        _raise_if_all_refused(results)
+        self.metrics.pictures(results)
         return ClassifyAnswer(
             task_id=record.task_id,
             specialization_id=specialization_id(record.task_id, model.digest),
             model_version=model.version,
             parameters=parameters,
-            results=tuple(_image_result(result) for result in results),
+            results=tuple(_image_result(result, record, model, parameters) for result in results),
             timings_ms=Timings(total=_since(started), specialize=milliseconds),
         )
 
@@ -170,21 +171,21 @@ class ClassifierService:
         """Neutral features of each picture."""
         started = time.perf_counter()
         self._check_images(images)
-        results = await self._within(self.limits.request_timeout_s, self._image_encoder.embed(images))
-        return await self._embedding_answer(results, started)
+        model = await self.model()
+        call = self._image_encoder.embed(images, digest=model.digest)
+        return self._embedding_answer(model, await self._within(self.limits.request_timeout_s, call), started)
 
     async def embed_texts(self, texts: Sequence[str]) -> EmbeddingAnswer:
         started = time.perf_counter()
         if len(texts) > self.limits.max_texts:
             raise BadInputError(f"{len(texts):,} texts; at most {self.limits.max_texts:,} are allowed in one call")
-        results = await self._within(self.limits.request_timeout_s, self._hypernetwork.embed_texts(texts))
-        if isinstance(results, Refused):
-            raise ProblemError.of(results)
-        return await self._embedding_answer(results, started)
+        model = await self.model()
+        call = self._hypernetwork.embed_texts(texts, digest=model.digest)
+        return self._embedding_answer(model, await self._within(self.limits.request_timeout_s, call), started)
 
     # ---- parts -------------------------------------------------------------------------------------------------------
 
-    def _record(self, request: TaskRequest) -> TaskRecord:
+    def _record(self, request: TaskRequest, tenant: str) -> TaskRecord:
         limits = self.limits
         if len(request.labels) > limits.max_labels:
             raise BadInputError(f"{len(request.labels):,} labels; at most {limits.max_labels:,} are allowed in one task")
@@ -196,13 +197,16 @@ class ClassifierService:
                     f"{text[:40]!r}... has {len(text):,} characters; at most {limits.max_label_characters} are allowed"
                 )
         return make_record(
-            tenant=DEFAULT_TENANT, labels=request.labels, templates=request.templates, pinned_version=request.pinned_version
+            tenant=tenant, labels=request.labels, templates=request.templates, pinned_version=request.pinned_version
         )
 
-    async def _find(self, task: str) -> TaskRecord:
+    async def _find(self, task: str, tenant: str) -> TaskRecord:
+        """A task of this tenant; one of another tenant is as unknown as one that never was."""
         record = self._tasks.get(task)
-        if record is None and is_task_id(task):
-            record = await asyncio.to_thread(self._store.get, task, tenant=DEFAULT_TENANT)
+        if record is not None and record.tenant != tenant:
+            record = None
+        elif record is None and is_task_id(task):
+            record = await asyncio.to_thread(self._store.get, task, tenant=tenant)
         if record is None:
             raise ProblemError(404, "unknown_task", "there is no such task; create it with POST /v1/tasks")
         self._tasks.put(record)
@@ -213,16 +217,15 @@ class ClassifierService:
         specialization = specialization_id(record.task_id, model.digest)
         made = None
         if not await asyncio.to_thread(self._store.has_encoder, record.task_id, specialization):
-            made = await self._specialize(record)
-            self._model = made.model
+            made = await self._specialize(record, model)
         await asyncio.to_thread(self._store.put, record)
         self._tasks.put(record)
         return made
 
-    async def _specialize(self, record: TaskRecord) -> Specialized:
+    async def _specialize(self, record: TaskRecord, model: ModelInfo) -> Specialized:
         made = await self._flights.do(
-            ("specialize", record.task_id),
-            lambda: self._within(self.limits.specialize_timeout_s, self._hypernetwork.specialize(record)),
+            ("specialize", record.task_id, model.digest),
+            lambda: self._within(self.limits.specialize_timeout_s, self._hypernetwork.specialize(record, digest=model.digest)),
         )
         if isinstance(made, Refused):
             raise ProblemError.of(made)
@@ -235,6 +238,7 @@ class ClassifierService:
             images,
             task_id=record.task_id,
             specialization_id=specialization_id(record.task_id, model.digest),
+            digest=model.digest,
             parameters=parameters,
             top_k=top_k,
         )
@@ -248,9 +252,12 @@ class ClassifierService:
                 422, "too_many_images", f"{len(images)} pictures; at most {self.limits.max_images} are allowed in one call"
             )
 
-    async def _embedding_answer(self, results: Sequence[Embedded | Refused], started: float) -> EmbeddingAnswer:
+    def _embedding_answer(
+        self, model: ModelInfo, results: Sequence[Embedded | Refused] | Refused, started: float
+    ) -> EmbeddingAnswer:
+        if isinstance(results, Refused):
+            raise ProblemError.of(results)
         _raise_if_all_refused(results)
-        model = await self.model()
         return EmbeddingAnswer(
             model_version=model.version,
             dimensions=model.embed_dim,
@@ -292,10 +299,16 @@ def _raise_if_all_refused(results: Sequence[object]) -> None:
         raise ProblemError.of(refused[0])
 
 
-def _image_result(result: Classified | Refused) -> ImageResult:
+def _image_result(result: Classified | Refused, record: TaskRecord, model: ModelInfo, parameters: Parameters) -> ImageResult:
     if isinstance(result, Refused):
         return ImageResult(problem=make_problem(result.status, result.reason, result.detail))
-    return ImageResult(predictions=result.predictions, batch_size=result.batch_size, timings_ms=result.timings)
+    none_of_these = None
+    if model.none_of_these is not None:
+        best = result.predictions[0]
+        none_of_these = model.none_of_these.probability(best.match, num_labels=len(record.labels), parameters=parameters)
+    return ImageResult(
+        predictions=result.predictions, none_of_these=none_of_these, batch_size=result.batch_size, timings_ms=result.timings
+    )
 
 
 def _since(started: float) -> float:

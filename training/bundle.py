@@ -7,6 +7,8 @@ preprocess.json    from picture bytes to network input
 golden.safetensors features the loaded model must reproduce
 README.md          model card
 bundle.json        written last: SHA-256 of every file, and their common digest, the identity of the model
+
+Beside them may lie none_of_these.json, a calibration that names its model by the digest (training/none_of_these.py).
 """
 
 import hashlib
@@ -27,6 +29,7 @@ from infra.errors import BadInputError, CorruptArtefactError
 from training.half_precision import half_precision, rounded
 from training.model.hyperclip import HyperClip, HyperClipConfig
 from training.model.parameter_delta import GroupDelta
+from training.none_of_these import NoneOfThese, read_none_of_these
 from training.preprocess import PreprocessConfig
 from training.tokenizer import CONTEXT_LENGTH, GOLDEN_TOKENS, Tokenizer
 
@@ -77,6 +80,8 @@ class Bundle:
     metrics: dict[str, float]
     digest: str
     """Identity of the model: the same files have the same digest."""
+    none_of_these: NoneOfThese | None = None
+    """Calibration that was found beside it."""
 
 
 def save_bundle(
@@ -164,6 +169,7 @@ def load_bundle(folder: Path, *, device: str = "cpu") -> Bundle:
         templates=config.templates,
         metrics=config.metrics,
         digest=manifest.digest,
+        none_of_these=read_none_of_these(folder, bundle_digest=manifest.digest),
     )
 
 

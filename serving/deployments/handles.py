@@ -13,6 +13,7 @@ from serving.middleware import overloaded
 from serving.problems import ProblemError
 from serving.schemas import ModelInfo, Parameters
 from serving.task_record import TaskRecord
+from serving.tracing import outgoing
 
 
 class HypernetworkHandle:
@@ -22,17 +23,17 @@ class HypernetworkHandle:
         self._handle = handle
         self._limits = limits
 
-    async def describe(self) -> ModelInfo:
+    async def describe(self) -> tuple[ModelInfo, ...]:
         return await _call(self._handle.describe, self._limits)
 
-    async def specialize(self, record: TaskRecord) -> Specialized | Refused:
-        return await _call(self._handle.specialize, self._limits, record)
+    async def specialize(self, record: TaskRecord, *, digest: str) -> Specialized | Refused:
+        return await _call(self._handle.specialize, self._limits, record, digest=digest)
 
-    async def embed_texts(self, texts: Sequence[str]) -> list[Embedded] | Refused:
-        return await _call(self._handle.embed_texts, self._limits, list(texts))
+    async def embed_texts(self, texts: Sequence[str], *, digest: str) -> list[Embedded] | Refused:
+        return await _call(self._handle.embed_texts, self._limits, list(texts), digest=digest)
 
-    async def export(self, record: TaskRecord) -> bytes | Refused:
-        return await _call(self._handle.export, self._limits, record)
+    async def export(self, record: TaskRecord, *, digest: str) -> bytes | Refused:
+        return await _call(self._handle.export, self._limits, record, digest=digest)
 
 
 class ImageEncoderHandle:
@@ -42,11 +43,18 @@ class ImageEncoderHandle:
         self._handle = handle
         self._limits = limits
 
-    async def describe(self) -> ModelInfo:
+    async def describe(self) -> tuple[ModelInfo, ...]:
         return await _call(self._handle.describe, self._limits)
 
     async def classify(
-        self, images: Sequence[bytes], *, task_id: str, specialization_id: str, parameters: Parameters, top_k: int
+        self,
+        images: Sequence[bytes],
+        *,
+        task_id: str,
+        specialization_id: str,
+        digest: str,
+        parameters: Parameters,
+        top_k: int,
     ) -> list[Classified | Refused] | Refused:
         return await _call(
             self._handle.classify,
@@ -54,17 +62,18 @@ class ImageEncoderHandle:
             list(images),
             task_id=task_id,
             specialization_id=specialization_id,
+            digest=digest,
             parameters=parameters,
             top_k=top_k,
         )
 
-    async def embed(self, images: Sequence[bytes]) -> list[Embedded | Refused]:
-        return await _call(self._handle.embed, self._limits, list(images))
+    async def embed(self, images: Sequence[bytes], *, digest: str) -> list[Embedded | Refused] | Refused:
+        return await _call(self._handle.embed, self._limits, list(images), digest=digest)
 
 
 async def _call(method: Any, limits: ServingLimits, *args: Any, **kwargs: Any) -> Any:
     try:
-        return await method.remote(*args, **kwargs)
+        return await method.remote(*args, caller=outgoing(), **kwargs)
     except BackPressureError as error:
         raise overloaded(limits) from error
     except RayTaskError:

@@ -10,14 +10,17 @@ import torch
 
 from infra.errors import BadInputError, HyperClipError
 from serving.config import ServingConfig
+from serving.deployments.replica import set_up_replica
 from serving.engines.hypernetwork import HypernetworkEngine
 from serving.engines.image_encoder import model_info
-from serving.messages import Embedded, Refused, Specialized
+from serving.loaded_models import LoadedModel, LoadedModels
+from serving.messages import NOT_LOADED, Embedded, Refused, Specialized
 from serving.model_source import ServedModel, fetch
 from serving.schemas import ModelInfo
 from serving.single_flight import SingleFlight
 from serving.task_record import TaskRecord, specialization_id
 from serving.task_store import NotSpecializedError, TaskStore
+from serving.tracing import traced
 from training.bundle import load_bundle
 from training.specialize import SpecializedEncoder
 
@@ -25,57 +28,72 @@ Result = TypeVar("Result")
 
 
 class Hypernetwork:
-    """Holds the whole model; works on one task at a time."""
+    """Holds whole models; works on one task at a time."""
 
     def __init__(self, config: ServingConfig, served: ServedModel) -> None:
+        set_up_replica(config)
         torch.set_num_threads(config.hypernetwork.num_threads)
-        bundle = load_bundle(fetch(served), device=config.hypernetwork.device)
-        self._engine = HypernetworkEngine(bundle, config.limits)
-        self._info = model_info(bundle, name=served.name, version=served.version)
+        self._config = config
+        self._models = LoadedModels[HypernetworkEngine]()
+        self._models.put(self._load(served))
         self._store = TaskStore(config.task_store_uri)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hypernetwork")
         self._flights = SingleFlight()
 
-    async def describe(self) -> ModelInfo:
-        return self._info
+    @traced("hypernetwork.describe")
+    async def describe(self) -> tuple[ModelInfo, ...]:
+        """The models held here."""
+        return self._models.infos()
 
-    async def specialize(self, record: TaskRecord) -> Specialized | Refused:
+    @traced("hypernetwork.specialize")
+    async def specialize(self, record: TaskRecord, *, digest: str) -> Specialized | Refused:
         """Make and store the encoder of a task; several ingress replicas may ask for the same one."""
-        return await self._flights.do(record.task_id, lambda: self._run(lambda: self._specialize(record)))
+        key = ("specialize", record.task_id, digest)
+        return await self._flights.do(key, lambda: self._run(digest, lambda engine: self._specialize(engine, record)))
 
-    async def embed_texts(self, texts: list[str]) -> list[Embedded] | Refused:
-        found = await self._run(lambda: self._engine.embed_texts(texts))
+    @traced("hypernetwork.embed_texts")
+    async def embed_texts(self, texts: list[str], *, digest: str) -> list[Embedded] | Refused:
+        found = await self._run(digest, lambda engine: engine.embed_texts(texts))
         return found if isinstance(found, Refused) else [Embedded(features) for features in found]
 
-    async def export(self, record: TaskRecord) -> bytes | Refused:
+    @traced("hypernetwork.export")
+    async def export(self, record: TaskRecord, *, digest: str) -> bytes | Refused:
         """The edge package, kept beside the encoder once it was made."""
-        return await self._flights.do(("export", record.task_id), lambda: self._run(lambda: self._export(record)))
+        key = ("export", record.task_id, digest)
+        return await self._flights.do(key, lambda: self._run(digest, lambda engine: self._export(engine, record)))
 
-    def _specialize(self, record: TaskRecord) -> Specialized:
+    def _load(self, served: ServedModel) -> LoadedModel[HypernetworkEngine]:
+        bundle = load_bundle(fetch(served), device=self._config.hypernetwork.device)
+        info = model_info(bundle, name=served.name, version=served.version)
+        return LoadedModel(info, HypernetworkEngine(bundle, self._config.limits))
+
+    def _specialize(self, engine: HypernetworkEngine, record: TaskRecord) -> Specialized:
         started = time.perf_counter()
-        encoder = self._engine.specialize(record)
-        specialization = self._store.put_encoder(record.task_id, encoder, self._engine.bundle)
-        return Specialized(specialization, self._info, round((time.perf_counter() - started) * 1000, 3))
+        encoder = engine.specialize(record)
+        specialization = self._store.put_encoder(record.task_id, encoder, engine.bundle)
+        return Specialized(specialization, round((time.perf_counter() - started) * 1000, 3))
 
-    def _export(self, record: TaskRecord) -> bytes:
-        specialization = specialization_id(record.task_id, self._engine.bundle.digest)
+    def _export(self, engine: HypernetworkEngine, record: TaskRecord) -> bytes:
+        specialization = specialization_id(record.task_id, engine.bundle.digest)
         if (stored := self._store.get_package(record.task_id, specialization)) is not None:
             return stored
-        package = self._engine.package(self._encoder(record, specialization))
+        package = engine.package(self._encoder(engine, record, specialization))
         self._store.put_package(record.task_id, specialization, package)
         return package
 
-    def _encoder(self, record: TaskRecord, specialization: str) -> SpecializedEncoder:
+    def _encoder(self, engine: HypernetworkEngine, record: TaskRecord, specialization: str) -> SpecializedEncoder:
         try:
-            return self._store.get_encoder(record.task_id, specialization, self._engine.bundle)
+            return self._store.get_encoder(record.task_id, specialization, engine.bundle)
         except NotSpecializedError:
-            encoder = self._engine.specialize(record)
-            self._store.put_encoder(record.task_id, encoder, self._engine.bundle)
+            encoder = engine.specialize(record)
+            self._store.put_encoder(record.task_id, encoder, engine.bundle)
             return encoder
 
-    async def _run(self, work: Callable[[], Result]) -> Result | Refused:
+    async def _run(self, digest: str, work: Callable[[HypernetworkEngine], Result]) -> Result | Refused:
+        if (model := self._models.get(digest)) is None:
+            return NOT_LOADED
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work, model.engine)
         except BadInputError as error:
             return Refused(422, "invalid_request", str(error))
         except HyperClipError as error:

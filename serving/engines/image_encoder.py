@@ -118,4 +118,5 @@ def model_info(bundle: Bundle, *, name: str, version: str) -> ModelInfo:
         num_generated=bundle.model.image_encoder.layout.num_values if config.hypernetwork else 0,
         templates=bundle.templates,
         metrics=bundle.metrics,
+        none_of_these=bundle.none_of_these,
     )

@@ -42,17 +42,27 @@ class _Encoded:
 
 
 class ImageWorker:
-    """Holds the model and the encoders of the tasks it has met; reads those it has not from the task store."""
+    """Holds one model and the encoders of the tasks it has met; reads those it has not from the task store."""
 
     def __init__(
-        self, bundle: Bundle, config: ServingConfig, *, submit: Callable[[EncodeItem], Awaitable[BatchedItem]]
+        self,
+        bundle: Bundle,
+        config: ServingConfig,
+        *,
+        submit: Callable[[EncodeItem], Awaitable[BatchedItem]],
+        resident: ResidentEncoders,
     ) -> None:
-        """Args: submit, puts a picture into the next batch, which has to come back through `run_batch`."""
+        """For one model.
+
+        Args:
+            submit: puts a picture into the next batch, which has to come back through `run_batch`.
+            resident: shared by the models of a replica, so that its bound is one for all.
+        """
         self._engine = ImageEncoderEngine(bundle)
         self._submit = submit
         self._max_pixels = config.limits.max_pixels
         self._store = TaskStore(config.task_store_uri)
-        self._resident = ResidentEncoders(capacity_bytes=config.batching.resident_bytes)
+        self._resident = resident
         self._flights = SingleFlight()
         self._decoders = ThreadPoolExecutor(config.batching.decode_threads, thread_name_prefix="decode")
         self._encoder_thread = ThreadPoolExecutor(1, thread_name_prefix="encode")  # the model serves one batch at a time

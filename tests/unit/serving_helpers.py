@@ -4,7 +4,7 @@ import asyncio
 import io
 import struct
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,14 @@ from serving.config import ServingConfig
 from serving.deployments.hypernetwork import Hypernetwork
 from serving.engines.image_encoder import EncodeItem, model_info
 from serving.engines.image_worker import BatchedItem, ImageWorker
+from serving.engines.resident import ResidentEncoders
 from serving.limits import ServingLimits
-from serving.messages import HypernetworkBackend, ImageEncoderBackend
+from serving.messages import Classified, Embedded, HypernetworkBackend, ImageEncoderBackend, Refused
 from serving.metrics import IngressMetrics
 from serving.model_source import fetch, resolve
+from serving.rate import Access
 from serving.routes import create_http_app
-from serving.schemas import ModelInfo
+from serving.schemas import ModelInfo, Parameters
 from serving.service import ClassifierService
 from serving.task_store import TaskStore
 from tests.unit.model_helpers import trained_like
@@ -64,20 +66,40 @@ def huge_png() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
 
 
-class LocalImageEncoder(ImageWorker):
+class LocalImageEncoder:
     """The worker of an encoder replica with batches of one; Serve's batching needs a replica."""
 
     def __init__(self, config: ServingConfig) -> None:
         served = resolve(config)
         bundle = load_bundle(fetch(served))
         self._info = model_info(bundle, name=served.name, version=served.version)
-        super().__init__(bundle, config, submit=self._submit_alone)
+        resident = ResidentEncoders(capacity_bytes=config.batching.resident_bytes)
+        self._worker = ImageWorker(bundle, config, submit=self._submit_alone, resident=resident)
 
-    async def describe(self) -> ModelInfo:
-        return self._info
+    async def describe(self) -> tuple[ModelInfo, ...]:
+        return (self._info,)
+
+    async def classify(
+        self,
+        images: Sequence[bytes],
+        *,
+        task_id: str,
+        specialization_id: str,
+        digest: str,
+        parameters: Parameters,
+        top_k: int,
+    ) -> list[Classified | Refused] | Refused:
+        assert digest == self._info.digest
+        return await self._worker.classify(
+            images, task_id=task_id, specialization_id=specialization_id, parameters=parameters, top_k=top_k
+        )
+
+    async def embed(self, images: Sequence[bytes], *, digest: str) -> list[Embedded | Refused] | Refused:
+        assert digest == self._info.digest
+        return await self._worker.embed(images)
 
     async def _submit_alone(self, item: EncodeItem) -> BatchedItem:
-        return (await self.run_batch([item]))[0]
+        return (await self._worker.run_batch([item]))[0]
 
 
 @dataclass
@@ -104,7 +126,7 @@ def local_service(config: ServingConfig, *, hypernetwork: HypernetworkBackend | 
         metrics=IngressMetrics(),
         task_cache_s=config.task_cache_s,
     )
-    transport = httpx.ASGITransport(create_http_app(service), raise_app_exceptions=False)
+    transport = httpx.ASGITransport(create_http_app(service, Access(config.tenants, config.limits)), raise_app_exceptions=False)
     http = httpx.AsyncClient(transport=transport, base_url="http://service")
     return LocalService(service, http, hypernetwork, image_encoder, store)
 

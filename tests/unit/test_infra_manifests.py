@@ -22,6 +22,7 @@ from ray.serve.schema import ServeDeploySchema
 from pipeline.config import load_run_config
 from pipeline.runner import plan
 from serving.config import ServingConfig
+from serving.tenants import TENANTS_VARIABLE
 from tests.unit.deploy_helpers import COMPOSE, DOCKERFILES, KUBERAY, LOCK, PINNED, ROOT
 
 KUBERNETES_VERSION = "1.34"
@@ -268,6 +269,17 @@ def test_the_service_serves_what_the_job_registers() -> None:
     served = ServingConfig.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["args"])
     assert (served.model_name, served.tracking) == (run.name, run.tracking)
     assert served.task_store_uri.startswith(f"{run.workspace}/")
+
+
+def test_the_service_has_its_keys_from_a_secret() -> None:
+    (service,) = [document for document in documents() if document["kind"] == "RayService"]
+    served = ServingConfig.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["args"])
+    assert not served.allow_anonymous and served.tenants == ()
+    environments = list(find(service, "env"))
+    assert len(environments) == 2  # the head builds the application, the workers run it
+    for variables in environments:
+        (tenants,) = [variable for variable in variables if variable["name"] == TENANTS_VARIABLE]
+        assert tenants["valueFrom"]["secretKeyRef"]["name"] == "hyperclip-tenants"
 
 
 def test_the_service_deploys_three_parts_that_scale_apart() -> None:

@@ -59,7 +59,11 @@ def test_pictures_that_cannot_be_read_do_not_stop_the_others(model: str, photo: 
     assert str(run.exception) == "2 of 3 pictures could not be read"
     lines = [json.loads(line) for line in run.stdout.splitlines()]
     assert [line["picture"] for line in lines] == asked
-    assert [sorted(line) for line in lines] == [["picture", "problem"], ["picture", "predictions"], ["picture", "problem"]]
+    assert [sorted(line) for line in lines] == [
+        ["picture", "problem"],
+        ["none_of_these", "picture", "predictions"],
+        ["picture", "problem"],
+    ]
     assert "no JPEG" in lines[0]["problem"] and "No such file" in lines[2]["problem"]
     table = CliRunner().invoke(app, ["classify", "--model", model, *asked, "--labels", "cat,dog"]).stdout
     assert [row.split()[0] for row in table.splitlines() if not row.startswith(" " * 4)] == ["picture", *asked]

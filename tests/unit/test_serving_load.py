@@ -31,23 +31,24 @@ class HeldHypernetwork:
         self.calls: list[str] = []
         self.fail: Exception | None = None
 
-    async def describe(self) -> ModelInfo:
-        return ModelInfo(
+    async def describe(self) -> tuple[ModelInfo, ...]:
+        model = ModelInfo(
             name="m", version="1", digest="0" * 64, architecture="a", image_size=32, embed_dim=2, num_generated=1,
             templates=("{}",), metrics={},
         )  # fmt: skip
+        return (model,)
 
-    async def specialize(self, record: TaskRecord) -> Specialized | Refused:
+    async def specialize(self, record: TaskRecord, *, digest: str) -> Specialized | Refused:
         self.calls.append(record.task_id)
         await self.release.wait()
         if self.fail:
             raise self.fail
-        return Specialized("x", await self.describe(), 1.0)
+        return Specialized("x", 1.0)
 
-    async def embed_texts(self, texts: Sequence[str]) -> list[Embedded] | Refused:
+    async def embed_texts(self, texts: Sequence[str], *, digest: str) -> list[Embedded] | Refused:
         raise NotImplementedError
 
-    async def export(self, record: TaskRecord) -> bytes | Refused:
+    async def export(self, record: TaskRecord, *, digest: str) -> bytes | Refused:
         raise NotImplementedError
 
 
@@ -92,7 +93,7 @@ def test_overload_is_shed_with_429_and_a_time_to_wait(config: ServingConfig) -> 
         assert [response.status_code for response in await asyncio.gather(*waiting)] == [200, 200]
         assert (await local.http.post("/v1/tasks", json={"labels": ["c"]})).status_code == 200
         metrics = (await local.http.get("/metrics")).text
-        assert "hyperclip_requests_shed_total 1.0" in metrics
+        assert 'hyperclip_requests_shed_total{reason="overloaded"} 1.0' in metrics
         assert 'hyperclip_requests_total{method="POST",route="/v1/tasks",status="200"} 3.0' in metrics
 
     asyncio.run(inside())

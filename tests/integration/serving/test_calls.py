@@ -116,7 +116,13 @@ def test_the_service_describes_itself(client: ServingClient, http: httpx.Client,
 
 
 def test_the_page_and_its_files_are_served_with_safe_headers(http: httpx.Client) -> None:
-    for path, text in {"/": "<title>HyperCLIP", "/app.js": "fetch(", "/style.css": ":root", "/icon.svg": "<svg"}.items():
+    for path, text in {
+        "/": "<title>HyperCLIP",
+        "/app.js": "import {",
+        "/service.js": "fetch(",
+        "/style.css": ":root",
+        "/icon.svg": "<svg",
+    }.items():
         response = http.get(path)
         assert response.status_code == 200 and text in response.text
         assert "default-src 'none'" in response.headers["content-security-policy"]

@@ -1,6 +1,10 @@
 """The page at `/` in a real browser: Debian's chromium, where it is installed (`apt install chromium chromium-driver`)."""
 
+import os
 import shutil
+import subprocess
+import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +27,7 @@ pytestmark = [
 SWITCHES = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--no-proxy-server",
+    "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream",
 ]  # fmt: skip
 NAMES = ["cat", "dog", "a red bicycle"]
 
@@ -60,8 +65,8 @@ class Page:
         """Cells of each row, for each picture."""
         return [
             [
-                [cell.text for cell in row.find_elements(By.CSS_SELECTOR, "th, td:not(.bar)")]
-                for row in table.find_elements(By.CSS_SELECTOR, "tbody tr")
+                [cell.text for cell in row.find_elements(By.CSS_SELECTOR, "th, td")]
+                for row in table.find_elements(By.CSS_SELECTOR, "tbody tr:not(.none)")
             ]
             for table in self.browser.find_elements(By.CSS_SELECTOR, ".answer table")
         ]
@@ -109,7 +114,6 @@ def test_names_and_pictures_become_the_scores_of_the_service(page: Page, files: 
     assert [[row[:2] for row in table] for table in page.answers()] == expected
     assert page.part("task").text == answer.task_id
     assert answer.task_id in page.part("curl").text
-    assert str(page.part("export").get_attribute("href")).endswith(f"/v1/tasks/{answer.task_id}/export")
     assert [
         entry for entry in page.browser.get_log("browser") if entry["level"] == "SEVERE"
     ] == []  # the page's own policy, for one
@@ -126,13 +130,209 @@ def test_the_comparison_shows_the_neutral_scores(page: Page, files: dict[str, Pa
     assert {row[0]: row[2] for row in page.answers()[0]} == neutral
 
 
+def test_none_of_these_stands_below_the_classes(
+    page: Page, files: dict[str, Path], folder: Path, client: ServingClient
+) -> None:
+    page.name("\n".join(NAMES))
+    page.choose(files["one.png"])
+    assert page.classify() == "Done."
+    rows = page.browser.find_elements(By.CSS_SELECTOR, ".answer tr.none")
+    (result,) = client.classify_at_once(NAMES, [files["one.png"].read_bytes()]).results
+    if result.none_of_these is None:
+        assert rows == []
+    else:
+        assert rows[0].text.split("\n")[0].startswith(f"none of these {result.none_of_these * 100:.1f} %")
+
+
+def test_templates_are_part_of_the_question(page: Page, files: dict[str, Path], client: ServingClient) -> None:
+    page.name("\n".join(NAMES))
+    page.choose(files["one.png"])
+    page.part("templates").find_element(By.TAG_NAME, "summary").click()
+    page.browser.find_element(By.CSS_SELECTOR, '#template-choices input[value="a photo of a {}"]').click()
+    page.part("own-templates").send_keys("a painting of a {}")
+    assert page.part("templates-chosen").text == "2 texts"
+    assert page.classify() == "Done."
+    templates = ["a photo of a {}", "a painting of a {}"]
+    assert page.part("task").text == client.create_task(NAMES, templates=templates).task_id
+    assert '"templates":["a photo of a {}","a painting of a {}"]' in page.part("curl").text
+    page.part("own-templates").clear()
+    page.part("own-templates").send_keys("without a place for the name")
+    assert "must hold {} once" in page.classify()
+
+
+@pytest.mark.parametrize(
+    ("typed", "names"),
+    [
+        ("cat, dog ,horse", ["cat", "dog", "horse"]),
+        ("cat\n\n dog, big \r\nhorse", ["cat", "dog, big", "horse"]),
+        ('"dog, big","cat ""tom"" "', ["dog, big", 'cat "tom"']),
+        ("cat\tdog\nhorse\tcow", ["cat", "dog", "horse", "cow"]),
+        ("", []),
+    ],
+)
+def test_names_are_read_as_they_are_typed_or_pasted(page: Page, typed: str, names: list[str]) -> None:
+    found = page.browser.execute_async_script(
+        "const [text, done] = arguments; import('/names.js').then((names) => done(names.namesIn(text)));", typed
+    )
+    assert found == names
+
+
+def test_lines_with_commas_are_split_when_asked_to(page: Page) -> None:
+    page.name("cat,dog\nhorse,cow")
+    assert page.part("count").text == "2 classes"
+    page.part("split").click()
+    assert (page.part("count").text, page.part("labels").get_attribute("value")) == ("4 classes", "cat\ndog\nhorse\ncow")
+    assert not page.part("split").is_displayed() and page.focus() == "labels"
+
+
+def test_a_picture_from_the_camera_is_classified(page: Page) -> None:
+    page.name("cat\ndog")
+    page.part("camera").click()
+    WebDriverWait(page.browser, 20).until(lambda _: page.browser.execute_script("return video.videoWidth > 0"))
+    assert page.part("camera").get_attribute("aria-expanded") == "true" and page.focus() == "shoot"
+    page.part("shoot").click()
+    WebDriverWait(page.browser, 20).until(lambda _: page.part("chosen").text == "1 picture")
+    page.part("camera-off").click()
+    assert page.focus() == "camera" and page.browser.execute_script("return video.srcObject") is None
+    assert page.classify() == "Done."
+    assert page.browser.find_element(By.CSS_SELECTOR, ".answer h2").text == "camera 1.jpg"
+
+
+def test_a_camera_that_may_not_be_used_is_said(page: Page) -> None:
+    page.browser.execute_script(
+        "navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException('no', 'NotAllowedError'))"
+    )
+    page.part("camera").click()
+    WebDriverWait(page.browser, 20).until(lambda _: "camera is not allowed" in page.part("status").text)
+    assert not page.part("camera-panel").is_displayed()
+
+
+def test_the_package_is_downloaded(page: Page, files: dict[str, Path], tmp_path: Path) -> None:
+    page.browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    page.name("cat\ndog")
+    page.choose(files["one.png"])
+    assert page.classify() == "Done."
+    page.part("export").click()
+    WebDriverWait(page.browser, 120).until(lambda _: not page.part("status").text.endswith("…"))
+    assert page.part("status").text == "The package is with your downloads."
+    WebDriverWait(page.browser, 20).until(lambda _: [path.suffix for path in tmp_path.iterdir()] == [".zip"])
+    (package,) = tmp_path.iterdir()
+    assert "model.onnx" in zipfile.ZipFile(package).namelist()
+
+
+def test_a_key_is_asked_for_where_the_service_wants_one(page: Page, files: dict[str, Path]) -> None:
+    assert not page.part("key-field").is_displayed()
+    page.browser.execute_script(
+        """const real = window.fetch;
+        window.fetch = (path, options) => options.headers.authorization === "Bearer secret" ? real(path, options)
+          : Promise.resolve(new Response('{"detail": "no"}', {status: 401}));"""
+    )
+    page.name("cat\ndog")
+    page.choose(files["one.png"])
+    assert page.classify() == "This service wants an API key."
+    assert page.focus() == "key"
+    page.part("key").send_keys("wrong")
+    assert page.classify() == "The service does not know this API key."
+    page.part("key").clear()
+    page.part("key").send_keys("secret")
+    assert page.classify() == "Done."
+    assert "secret" not in page.part("curl").text + page.part("python").text
+    assert "$HYPERCLIP_API_KEY" in page.part("curl").text and "HYPERCLIP_API_KEY" in page.part("python").text
+    page.browser.execute_script("sessionStorage.clear()")
+
+
+def test_the_python_call_that_is_shown_works(page: Page, files: dict[str, Path], tmp_path: Path) -> None:
+    page.name('a "quoted" cat\ndog')
+    page.choose(files["two.jpg"])
+    assert page.classify() == "Done."
+    (tmp_path / "picture.jpg").write_bytes(files["two.jpg"].read_bytes())
+    code = str(page.part("python").get_attribute("textContent"))
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert {line.rpartition(" ")[0].rpartition(" ")[0] for line in run.stdout.splitlines()[:2]} == {'a "quoted" cat', "dog"}
+
+
+def test_looking_can_be_stopped(page: Page, files: dict[str, Path]) -> None:
+    page.name("cat\ndog")
+    page.choose(files["one.png"])
+    page.browser.execute_script(
+        """const real = window.fetch;
+        window.fetch = (path, options) => path.includes("classify")
+          ? new Promise((_, fail) => options.signal.addEventListener("abort", () => fail(new DOMException("", "AbortError"))))
+          : real(path, options);"""
+    )
+    page.part("go").click()
+    WebDriverWait(page.browser, 30).until(lambda _: page.part("status").text.startswith("Looking"))
+    page.part("stop").click()
+    assert page.answered() == "Stopped."
+    assert not page.part("stop").is_displayed() and page.focus() == "go"
+
+
+CONTRAST = """
+const channel = (value) => (value /= 255) <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+const colour = (text) => text.match(/[\\d.]+/g).map(Number);
+function ground(element) {
+  for (let at = element; at; at = at.parentElement) {
+    const found = colour(getComputedStyle(at).backgroundColor);
+    if (found.length < 4 || found[3] > 0) return found;
+  }
+  return [255, 255, 255];
+}
+const weak = [];
+for (const element of document.querySelectorAll("body *")) {
+  const text = [...element.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.textContent.trim());
+  if (!text || !element.checkVisibility() || element.closest("[aria-disabled=true]")) continue;
+  const [one, other] = [light(colour(getComputedStyle(element).color)), light(ground(element))].sort((a, b) => b - a);
+  const ratio = (one + 0.05) / (other + 0.05);
+  if (ratio < 4.5) weak.push(`${element.tagName} ${element.textContent.trim().slice(0, 30)} ${ratio.toFixed(2)}`);
+}
+return weak;
+"""
+NAMELESS = """
+const named = (control) => (control.labels?.length || control.ariaLabel || control.textContent.trim()
+  || control.querySelector("img[alt]:not([alt=''])") || control.getAttribute("aria-labelledby"));
+return [...document.querySelectorAll("input, textarea, button, a, video, [role=region], section, article")]
+  .filter((control) => !named(control)).map((control) => control.outerHTML.slice(0, 80));
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_everything_can_be_read_and_has_a_name(page: Page, files: dict[str, Path], scheme: str) -> None:
+    features = [{"name": "prefers-color-scheme", "value": scheme}, {"name": "prefers-reduced-motion", "value": "reduce"}]
+    page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    page.name("cat\ndog")
+    page.choose(files["one.png"], files["not.png"])
+    page.part("compare").click()
+    page.part("templates").find_element(By.TAG_NAME, "summary").click()
+    page.classify()
+    assert page.browser.execute_script(CONTRAST) == []
+    assert page.browser.execute_script(NAMELESS) == []
+    assert page.browser.execute_script("return document.querySelectorAll('[id]').length") == page.browser.execute_script(
+        "return new Set([...document.querySelectorAll('[id]')].map((one) => one.id)).size"
+    )
+    assert page.browser.execute_script("return document.getAnimations().length") == 0
+    page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_nothing_is_asked_of_anybody_else(page: Page) -> None:
+    asked = page.browser.execute_script("return performance.getEntriesByType('resource').map((one) => new URL(one.name).host)")
+    assert set(asked) == {page.browser.execute_script("return location.host")}
+
+
 def test_the_keyboard_is_enough(page: Page, files: dict[str, Path]) -> None:
     assert page.focus() == "labels"
     ActionChains(page.browser).send_keys("cat\ndog", Keys.TAB).perform()
+    assert page.browser.execute_script("return document.activeElement.tagName") == "SUMMARY"  # of the templates
+    ActionChains(page.browser).send_keys(Keys.TAB).perform()
     assert page.focus() == "pictures"
     page.choose(files["one.png"])  # the dialog that Enter would open is the browser's own
-    ActionChains(page.browser).send_keys(Keys.TAB).perform()
-    assert page.focus() == "clear"
+    for name in ("camera", "clear"):
+        ActionChains(page.browser).send_keys(Keys.TAB).perform()
+        assert page.focus() == name
     page.part("go").send_keys(Keys.ENTER)
     assert page.answered() == "Done."
     assert page.focus() == "go"  # kept, for the next question

@@ -1,0 +1,81 @@
+"""The pictures of a multipart form one by one, while it arrives: what is held is the picture that is arriving."""
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from serving.problems import ProblemError
+
+MAX_BOUNDARY = 200
+
+
+class PictureParts:
+    """Feed it the body, take out the pictures that are whole; one that is too long is None, and its bytes are not kept."""
+
+    def __init__(self, content_type: str, *, max_picture_bytes: int) -> None:
+        """Raises ProblemError: not a form, or one without a usable boundary."""
+        kind, options = parse_options_header(content_type)
+        boundary = options.get(b"boundary", b"")
+        if kind != b"multipart/form-data" or not 0 < len(boundary) <= MAX_BOUNDARY:
+            raise ProblemError(
+                415, "unsupported_media_type", "a stream takes its pictures as multipart/form-data with a boundary"
+            )
+        self._max = max_picture_bytes
+        self._whole: list[bytes | None] = []
+        self._data = bytearray()
+        self._too_long = False
+        self._header, self._value = bytearray(), bytearray()
+        self._disposition = b""
+        self.ended = False
+        self.problem: ProblemError | None = None
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._part_begins,
+                "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
+                "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
+                "on_header_end": self._header_ends,
+                "on_headers_finished": self._check_field,
+                "on_part_data": self._part_data,
+                "on_part_end": self._part_ends,
+                "on_end": self._form_ends,
+            },
+        )
+
+    def feed(self, data: bytes) -> list[bytes | None]:
+        """The pictures that these bytes complete, in order; `problem` says why there will be no more."""
+        try:
+            self._parser.write(data)
+        except FormParserError as error:
+            self.problem = ProblemError(400, "malformed_form", f"the multipart form cannot be read: {error}")
+        except ProblemError as error:  # of `_check_field`
+            self.problem = error
+        whole, self._whole = self._whole, []
+        return whole
+
+    def _part_begins(self) -> None:
+        self._data, self._too_long, self._disposition = bytearray(), False, b""
+
+    def _header_ends(self) -> None:
+        if self._header.lower() == b"content-disposition":
+            self._disposition = bytes(self._value)
+        self._header, self._value = bytearray(), bytearray()
+
+    def _check_field(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        if options.get(b"name") != b"images" or b"filename" not in options:
+            name = options.get(b"name", b"").decode(errors="replace")[:60]
+            raise ProblemError(422, "unknown_field", f"the form holds {name!r}; a stream takes images (files) and nothing else")
+
+    def _part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._too_long or len(self._data) + end - start > self._max:
+            self._too_long = True
+            self._data = bytearray()
+            return
+        self._data += data[start:end]
+
+    def _part_ends(self) -> None:
+        self._whole.append(None if self._too_long else bytes(self._data))
+        self._data = bytearray()
+
+    def _form_ends(self) -> None:
+        self.ended = True

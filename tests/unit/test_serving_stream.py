@@ -1,0 +1,298 @@
+"""A streamed answer: every picture once, as it is ready; bounded while it runs; over when the client goes."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.types import Message
+
+from serving.classify_stream import NDJSON, PER_CALL, ClassifyStream, wants_lines
+from serving.config import ServingConfig
+from serving.limits import ServingLimits
+from serving.problems import ProblemError, make_problem
+from serving.schemas import ClassifyAnswer, ImageResult, Prediction, StreamEnd, StreamLine, Timings
+from tests.unit.serving_helpers import LIMITS, LocalService, check_problem, make_bundle, picture, play
+
+LINES = {"accept": NDJSON}
+FORM = "multipart/form-data; boundary=x"
+
+
+@pytest.fixture(scope="module")
+def bundle_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(make_bundle(tmp_path_factory.mktemp("model") / "bundle"))
+
+
+@pytest.fixture
+def config(bundle_uri: str, tmp_path: Path) -> ServingConfig:
+    return ServingConfig(bundle_uri=bundle_uri, task_store_uri=str(tmp_path / "tasks"), limits=LIMITS)
+
+
+def parsed(text: str) -> tuple[dict[int, StreamLine], StreamEnd]:
+    *lines, end = text.splitlines()
+    found = [StreamLine.model_validate_json(line) for line in lines]
+    assert len({line.index for line in found}) == len(found)
+    return {line.index: line for line in found}, StreamEnd.model_validate_json(end)
+
+
+def test_a_stream_answers_as_single_calls_do(config: ServingConfig) -> None:
+    async def scenario(local: LocalService) -> None:
+        task = (await local.http.post("/v1/tasks", json={"labels": ["cat", "dog", "horse"]})).json()["task_id"]
+        path = f"/v1/tasks/{task}/classify?top_k=2"
+        pictures = [picture(seed) for seed in range(12)]  # more than one answer may have
+        pictures[4], pictures[7] = b"text", b"x" * (LIMITS.max_body_bytes + 1)
+        response = await local.http.post(path, files=[("images", one) for one in pictures], headers=LINES)
+        assert (response.status_code, response.headers["content-type"]) == (200, NDJSON)
+        lines, end = parsed(response.text)
+        assert sorted(lines) == list(range(12))
+        assert (end.num_pictures, end.num_failed, end.problem) == (12, 2, None)
+        assert lines[4].problem is not None and lines[4].problem.status == 415
+        assert lines[7].problem is not None and lines[7].problem.status == 413
+        for index in (0, 11):
+            alone = (await local.http.post(path, content=pictures[index])).json()
+            assert lines[index].model_version == alone["model_version"]
+            for found, expected in zip(lines[index].predictions or (), alone["results"][0]["predictions"], strict=True):
+                assert found.label == expected["label"] and found.score == pytest.approx(expected["score"], abs=1e-5)
+
+    play(config, scenario)
+
+
+def test_what_can_be_refused_before_the_first_line_is_no_stream(config: ServingConfig) -> None:
+    async def scenario(local: LocalService) -> None:
+        task = (await local.http.post("/v1/tasks", json={"labels": ["cat", "dog"]})).json()["task_id"]
+        files = [("images", picture(0))]
+        check_problem(await local.http.post(f"/v1/tasks/{'a' * 52}/classify", files=files, headers=LINES), 404)
+        path = f"/v1/tasks/{task}/classify"
+        check_problem(await local.http.post(path, content=picture(0), headers=LINES), 415)
+        check_problem(await local.http.post(f"{path}?top_k=0", files=files, headers=LINES), 422)
+        long = {"content-length": str(LIMITS.max_stream_bytes + 1), "content-type": FORM, **LINES}
+        check_problem(await local.http.post(path, content=b"", headers=long), 413)
+
+    play(config, scenario)
+
+
+def test_accept_is_read_as_a_list() -> None:
+    assert wants_lines("application/json;q=0.5, application/x-ndjson;q=1")
+    assert not wants_lines("*/*") and not wants_lines("")
+
+
+# ---- the stream itself, with a client and a service that are told what to do -------------------------------------------------
+
+
+def part(data: bytes, name: str = "images") -> bytes:
+    head = f'--x\r\ncontent-disposition: form-data; name="{name}"; filename="a"\r\n\r\n'
+    return head.encode() + data + b"\r\n"
+
+
+LAST = b"--x--\r\n"
+
+
+async def answered(images: Sequence[bytes]) -> ClassifyAnswer:
+    """Each picture's label is its own bytes."""
+    results = tuple(ImageResult(predictions=(Prediction(label=one.decode(), score=1.0, match=1.0),)) for one in images)
+    return ClassifyAnswer(
+        task_id="a" * 52, specialization_id="", model_version="1", parameters="specialized", results=results,
+        timings_ms=Timings(total=0),
+    )  # fmt: skip
+
+
+class Client:
+    """The far end of a connection."""
+
+    def __init__(self, body: AsyncIterator[bytes]) -> None:
+        self._body = body
+        self.gone = asyncio.Event()
+        self.received = b""
+
+    async def receive(self) -> Message:
+        try:
+            return {"type": "http.request", "body": await anext(self._body), "more_body": True}
+        except StopAsyncIteration:
+            self._body = _nothing_more(self.gone)
+            return {"type": "http.request", "body": b"", "more_body": False}
+        except ConnectionError:
+            return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        self.received += message.get("body", b"")
+
+
+async def _nothing_more(gone: asyncio.Event) -> AsyncIterator[bytes]:
+    await gone.wait()
+    raise ConnectionError
+    yield b""
+
+
+async def _parts(*data: bytes) -> AsyncIterator[bytes]:
+    for one in data:
+        yield one
+
+
+def run(
+    body: AsyncIterator[bytes],
+    *,
+    ask: Callable[[Sequence[bytes]], Awaitable[ClassifyAnswer]] = answered,
+    **limits: Any,
+) -> tuple[dict[int, StreamLine], StreamEnd]:
+    async def inside() -> str:
+        client = Client(body)
+        stream = ClassifyStream(ask, content_type=FORM, limits=ServingLimits(**limits))
+        await stream({"type": "http"}, client.receive, client.send)
+        return client.received.decode()
+
+    return parsed(asyncio.run(inside()))
+
+
+def test_pictures_that_arrive_in_pieces_are_put_together() -> None:
+    whole = part(b"one") + part(b"two") + LAST
+    lines, end = run(_parts(*(whole[place : place + 1] for place in range(len(whole)))))
+    assert [lines[index].predictions[0].label for index in (0, 1)] == ["one", "two"]  # type: ignore[index]
+    assert end.problem is None
+
+
+@pytest.mark.parametrize(
+    ("body", "answers", "status", "says"),
+    [
+        ([part(b"one"), b"--x\r\nbroken"], 1, 400, "ends before its last boundary"),
+        ([b"garbage", LAST], 0, 400, "cannot be read"),
+        ([part(b"one"), part(b"two", name="labels"), LAST], 1, 422, "'labels'"),
+        ([LAST], 0, 422, "no picture"),
+        ([part(b"1"), part(b"2"), part(b"3"), LAST], 2, 422, "more than the 2 pictures"),
+    ],
+)
+def test_a_body_that_goes_wrong_ends_with_the_reason(body: list[bytes], answers: int, status: int, says: str) -> None:
+    lines, end = run(_parts(*body), max_stream_images=2)
+    assert len(lines) == end.num_pictures == answers
+    assert end.problem is not None and end.problem.status == status and says in end.problem.detail
+
+
+def test_no_more_pictures_go_together_than_one_call_may_have() -> None:
+    asked: list[int] = []
+
+    async def ask(images: Sequence[bytes]) -> ClassifyAnswer:
+        asked.append(len(images))
+        return await answered(images)
+
+    for most, expected in ((3, [3, 3, 3, 1]), (100, [8, 2])):
+        asked.clear()
+        run(_parts(part(b"p") * 10 + LAST), ask=ask, max_images=most)
+        assert asked == expected
+
+
+def test_reading_waits_for_the_work() -> None:
+    held = asyncio.Event()
+    sent = asked = 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal sent
+        for _ in range(100):
+            sent += 1
+            yield part(b"p") * PER_CALL
+        yield LAST
+
+    async def ask(images: Sequence[bytes]) -> ClassifyAnswer:
+        nonlocal asked
+        asked += len(images)
+        await held.wait()
+        return await answered(images)
+
+    async def inside() -> None:
+        client = Client(body())
+        stream = ClassifyStream(ask, content_type=FORM, limits=ServingLimits(max_stream_in_work=16))
+        running = asyncio.create_task(stream({"type": "http"}, client.receive, client.send))
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert (sent, asked) == (3, 15)  # a part ends where the next one begins; the third group is read, and waits
+        running.cancel()
+
+    asyncio.run(inside())
+
+
+def test_the_work_stops_when_the_client_goes() -> None:
+    stopped = 0
+
+    async def inside() -> bytes:
+        asked = asyncio.Semaphore(0)
+
+        async def ask(images: Sequence[bytes]) -> ClassifyAnswer:
+            nonlocal stopped
+            asked.release()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                stopped += 1
+            raise AssertionError
+
+        async def body() -> AsyncIterator[bytes]:
+            yield part(b"one")
+            yield part(b"two")
+            yield part(b"three")  # not whole: the next boundary would end it
+            for _ in range(2):
+                await asked.acquire()
+            raise ConnectionError
+
+        client = Client(body())
+        stream = ClassifyStream(ask, content_type=FORM, limits=ServingLimits())
+        await stream({"type": "http"}, client.receive, client.send)
+        return client.received
+
+    assert asyncio.run(inside()) == b""
+    assert stopped == 2
+
+
+def test_the_work_stops_when_the_client_goes_after_the_body() -> None:
+    async def inside() -> bytes:
+        asked = asyncio.Event()
+
+        async def ask(images: Sequence[bytes]) -> ClassifyAnswer:
+            asked.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        client = Client(_parts(part(b"one"), LAST))
+        stream = ClassifyStream(ask, content_type=FORM, limits=ServingLimits())
+        running = asyncio.create_task(stream({"type": "http"}, client.receive, client.send))
+        await asked.wait()
+        client.gone.set()
+        await running
+        return client.received
+
+    assert asyncio.run(inside()) == b""
+
+
+def test_a_busy_service_is_waited_for_and_a_broken_one_is_said() -> None:
+    calls = 0
+
+    async def ask(images: Sequence[bytes]) -> ClassifyAnswer:
+        nonlocal calls
+        calls += 1
+        if images[0] == b"broken":
+            raise RuntimeError("a bug")
+        if calls < 3:
+            raise ProblemError(429, "overloaded", "wait", headers={"retry-after": "0"})
+        return await answered(images)
+
+    lines, end = run(_parts(part(b"one"), LAST), ask=ask)
+    assert lines[0].predictions and calls == 3
+    lines, end = run(_parts(part(b"broken"), part(b"good"), LAST), ask=ask)
+    assert lines[0].problem is not None and (lines[0].problem.status, lines[0].model_version) == (500, None)
+    assert lines[1].predictions and end.num_failed == 1
+
+
+def test_a_problem_is_passed_on_as_it_is() -> None:
+    problem = make_problem(422, "truncated", "ends early")
+    assert ProblemError.of_problem(problem).problem == problem
+
+
+def test_every_line_is_one_line(config: ServingConfig) -> None:
+    async def scenario(local: LocalService) -> None:
+        labels = ["a\u2028b", "line \u0085 break"]
+        created = await local.http.post("/v1/tasks", json={"labels": labels[:1]})
+        path = f"/v1/tasks/{created.json()['task_id']}/classify"
+        response = await local.http.post(path, files=[("images", picture(0))], headers=LINES)
+        first, _ = response.content.strip().split(b"\n")
+        assert json.loads(first)["predictions"][0]["label"] == labels[0]
+
+    play(config, scenario)
