@@ -46,11 +46,13 @@ class BatchingConfig(StrictModel):
 
     max_batch_size: PositiveInt = 16
     batch_wait_timeout_s: NonNegativeFloat = 0.002
-    """How long the first picture of a batch waits for others."""
+    """How long an idle encoder waits for others to join the first picture of a batch."""
+    max_waiting_images: PositiveInt = 512
+    """Decoded pictures that may wait in one replica; calls that find no room are refused with 429."""
     decode_threads: PositiveInt = 2
-    """Pictures decoded at the same time in one replica; also bounds the memory of decoded pictures."""
+    """Pictures decoded at the same time in one replica."""
     resident_bytes: PositiveInt = 256 * 2**20
-    """Specialized encoders a replica keeps ready."""
+    """Of the parameters and labels of recent tasks, which a replica keeps ready."""
 
 
 class ServiceSettings(StrictModel):
@@ -76,6 +78,15 @@ class ServiceSettings(StrictModel):
     @classmethod
     def _check_tenants(cls, tenants: tuple[TenantConfig, ...]) -> tuple[TenantConfig, ...]:
         return checked_tenants(tenants)
+
+    @model_validator(mode="after")
+    def _check_room(self) -> Self:
+        if self.limits.max_images > self.batching.max_waiting_images:
+            raise ValueError(
+                f"limits.max_images={self.limits.max_images} pictures of one call would not fit into "
+                f"batching.max_waiting_images={self.batching.max_waiting_images}; raise the latter"
+            )
+        return self
 
 
 class ServingConfig(ServiceSettings):

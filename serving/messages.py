@@ -52,6 +52,8 @@ NOT_SPECIALIZED = Refused(409, "not_specialized", "no encoder was made for this 
 """Between deployments only: the ingress has it made and asks again."""
 NOT_LOADED = Refused(503, "model_not_loaded", "this part of the service does not hold that model version yet; try again")
 """Between deployments only: the ingress asks another replica."""
+OVERLOADED = Refused(429, "overloaded", "more pictures than the service can take; wait and try again")
+ENDING = Refused(503, "unavailable", "a part of the service is ending; try again")
 
 
 class HypernetworkBackend(Protocol):
@@ -67,7 +69,8 @@ class HypernetworkBackend(Protocol):
 
 
 class ImageEncoderBackend(Protocol):
-    """Hot: from pictures to scores and features.  Each call names its model by the digest of the bundle."""
+    """Hot: from pictures to scores and features.  Each call names its model by the digest of the bundle,
+    and its tenant, with whom others take turns."""
 
     async def describe(self) -> tuple[ModelInfo, ...]: ...
 
@@ -80,6 +83,7 @@ class ImageEncoderBackend(Protocol):
         digest: str,
         parameters: Parameters,
         top_k: int,
+        tenant: str,
     ) -> list[Classified | Refused] | Refused: ...
 
-    async def embed(self, images: Sequence[bytes], *, digest: str) -> list[Embedded | Refused] | Refused: ...
+    async def embed(self, images: Sequence[bytes], *, digest: str, tenant: str) -> list[Embedded | Refused] | Refused: ...

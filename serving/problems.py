@@ -43,8 +43,10 @@ class ProblemError(Exception):
         return cls(problem.status, problem.type.rpartition(":")[2], problem.detail)
 
     @classmethod
-    def of(cls, refused: Refused) -> "ProblemError":
-        return cls(refused.status, refused.reason, refused.detail)
+    def of(cls, refused: Refused, *, retry_after_s: int | None = None) -> "ProblemError":
+        """With `Retry-After` where trying again may help."""
+        headers = {"retry-after": str(retry_after_s)} if retry_after_s and refused.status in (429, 503) else {}
+        return cls(refused.status, refused.reason, refused.detail, headers=headers)
 
 
 def make_problem(status: int, reason: str, detail: str) -> Problem:

@@ -138,7 +138,7 @@ def create_http_app(service: ClassifierService, access: Access | None = None) ->
     @app.post("/v1/embed/image", tags=["features"], openapi_extra=form_body(texts={}, raw_image=True))
     async def embed_image(request: Request) -> EmbeddingAnswer:
         """Neutral features of pictures: they depend on no labels, so they can be stored and compared."""
-        return await service.embed_images(await read_images(request, limits))
+        return await service.embed_images(await read_images(request, limits), tenant=tenant_of(request))
 
     @app.post("/v1/embed/text", tags=["features"], openapi_extra=json_body(TextRequest))
     async def embed_text(request: Request) -> EmbeddingAnswer:

@@ -155,8 +155,10 @@ class ClassifierService:
         if results == NOT_SPECIALIZED:  # the champion has changed, or what was stored has gone
             milliseconds = (await self._specialize(record, model)).milliseconds
             results = await self._ask_encoder(record, model, images, parameters=parameters, top_k=top_k)
+        if results == NOT_SPECIALIZED:
+            results = Refused(503, "not_ready", NOT_SPECIALIZED.detail)
         if isinstance(results, Refused):
-            raise ProblemError(503, "not_ready", results.detail, headers={"retry-after": str(self.limits.retry_after_s)})
+            raise ProblemError.of(results, retry_after_s=self.limits.retry_after_s)
         self.metrics.pictures(results)
         return ClassifyAnswer(
             task_id=record.task_id,
@@ -167,12 +169,12 @@ class ClassifierService:
             timings_ms=Timings(total=_since(started), specialize=milliseconds),
         )
 
-    async def embed_images(self, images: Sequence[bytes]) -> EmbeddingAnswer:
+    async def embed_images(self, images: Sequence[bytes], *, tenant: str) -> EmbeddingAnswer:
         """Neutral features of each picture."""
         started = time.perf_counter()
         self._check_images(images)
         model = await self.model()
-        call = self._image_encoder.embed(images, digest=model.digest)
+        call = self._image_encoder.embed(images, digest=model.digest, tenant=tenant)
         return self._embedding_answer(model, await self._within(self.limits.request_timeout_s, call), started)
 
     async def embed_texts(self, texts: Sequence[str]) -> EmbeddingAnswer:
@@ -241,6 +243,7 @@ class ClassifierService:
             digest=model.digest,
             parameters=parameters,
             top_k=top_k,
+            tenant=record.tenant,
         )
         return await self._within(self.limits.request_timeout_s, call)
 
@@ -256,7 +259,7 @@ class ClassifierService:
         self, model: ModelInfo, results: Sequence[Embedded | Refused] | Refused, started: float
     ) -> EmbeddingAnswer:
         if isinstance(results, Refused):
-            raise ProblemError.of(results)
+            raise ProblemError.of(results, retry_after_s=self.limits.retry_after_s)
         _raise_if_all_refused(results)
         return EmbeddingAnswer(
             model_version=model.version,

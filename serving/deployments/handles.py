@@ -55,6 +55,7 @@ class ImageEncoderHandle:
         digest: str,
         parameters: Parameters,
         top_k: int,
+        tenant: str,
     ) -> list[Classified | Refused] | Refused:
         return await _call(
             self._handle.classify,
@@ -65,10 +66,11 @@ class ImageEncoderHandle:
             digest=digest,
             parameters=parameters,
             top_k=top_k,
+            tenant=tenant,
         )
 
-    async def embed(self, images: Sequence[bytes], *, digest: str) -> list[Embedded | Refused] | Refused:
-        return await _call(self._handle.embed, self._limits, list(images), digest=digest)
+    async def embed(self, images: Sequence[bytes], *, digest: str, tenant: str) -> list[Embedded | Refused] | Refused:
+        return await _call(self._handle.embed, self._limits, list(images), digest=digest, tenant=tenant)
 
 
 async def _call(method: Any, limits: ServingLimits, *args: Any, **kwargs: Any) -> Any:

@@ -1,22 +1,42 @@
 """Pictures of many tasks through one encoder, in one forward pass.
 
-A task differs from the next by its delta alone (tens of KB), so pictures of different tasks share a batch: each gets the scale
-and shift of its own task.  A zero delta gives the neutral parameters.  Shapes: B pictures, G groups, C labels, D embedding.
+A task differs from the next by its parameters alone (tens of KB), so pictures of different tasks share a batch: each gets those
+of its own task.  Shapes: B pictures, S side of a picture, P values of a task, C labels, D embedding.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from serving.schemas import ModelInfo
+from serving.engines.predictions import best_labels
+from serving.schemas import ModelInfo, Prediction
 from training.bundle import Bundle
-from training.model.parameter_delta import GroupDelta
-from training.preprocess import preprocess
-from training.score import Scores, class_scores
+from training.per_image import PerImageEncoder
+from training.preprocess import square_pixels
 from training.specialize import SpecializedEncoder
+
+
+@dataclass(frozen=True, eq=False)
+class ReadyTask:
+    """A task as an encoder replica keeps it: where the model is, and with everything computed that depends on it alone."""
+
+    labels: tuple[str, ...]
+    text_features: Tensor
+    """(C, D) unit vectors, one per label."""
+    parameters: Tensor
+    """(P,) from `PerImageEncoder.prepare`."""
+    logit_scale: float
+    logit_bias: float
+
+    @cached_property
+    def num_bytes(self) -> int:
+        """Of the tensors and, roughly, of the labels."""
+        tensors = self.parameters.nbytes + self.text_features.nbytes
+        return tensors + sum(len(label.encode()) + 64 for label in self.labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,81 +44,73 @@ class EncodeItem:
     """One picture and what is wanted of it."""
 
     image: np.ndarray
-    """(3, S, S) float32."""
-    parameters: SpecializedEncoder | None
+    """(S, S, 3) uint8."""
+    parameters: ReadyTask | None
     """Whose generated parameters to encode it under; None for the neutral ones."""
-    labels: SpecializedEncoder | None
+    labels: ReadyTask | None
     """Whose labels to score; None for features only."""
+    top_k: int = 0
+    """How many of them to answer with."""
 
 
 @dataclass(frozen=True)
 class EncodedItem:
     """What the forward pass gave for one picture."""
 
-    features: Tensor
-    """(D,) unit vector."""
-    scores: Scores | None
-    """(C,) each."""
+    features: np.ndarray
+    """(D,) float32 unit vector."""
+    predictions: tuple[Prediction, ...] | None
 
 
 class ImageEncoderEngine:
-    """Decodes and encodes; `run` is for one thread at a time, `decode` for any."""
+    """Decodes and encodes; `run` is for one thread at a time, the rest for any."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
         self._device = bundle.model.log_scale.device
+        self._encoder = PerImageEncoder(bundle.model.image_encoder)
+        self._neutral = self._encoder.prepare(torch.zeros(bundle.model.image_encoder.layout.num_values, device=self._device))
+        self._mean = torch.tensor(bundle.preprocess.mean, device=self._device)[:, None, None]
+        self._std = torch.tensor(bundle.preprocess.std, device=self._device)[:, None, None]
 
     def decode(self, data: bytes, *, max_pixels: int) -> np.ndarray:
-        """Picture bytes -> (3, S, S) float32.
+        """Picture bytes -> (S, S, 3) uint8.
 
         Raises:
             infra.images.ImageError: not a picture we read, damaged, or too large.
         """
-        return preprocess(data, self.bundle.preprocess, max_pixels=max_pixels)
+        return square_pixels(data, self.bundle.preprocess, max_pixels=max_pixels)
 
-    def place(self, encoder: SpecializedEncoder) -> SpecializedEncoder:
-        """The encoder with its tensors where the model is."""
-        return replace(
-            encoder,
+    def ready(self, encoder: SpecializedEncoder) -> ReadyTask:
+        """The task of an encoder of this model, ready for `run`."""
+        return ReadyTask(
+            labels=encoder.task.labels,
             text_features=encoder.text_features.to(self._device),
-            delta=encoder.delta.to(self._device),
-            logit_scale=encoder.logit_scale.to(self._device),
-            logit_bias=encoder.logit_bias.to(self._device),
+            parameters=self._encoder.prepare(encoder.delta.to(self._device)),
+            logit_scale=float(encoder.logit_scale),
+            logit_bias=float(encoder.logit_bias),
         )
 
     @torch.inference_mode()
     def run(self, items: Sequence[EncodeItem]) -> list[EncodedItem]:
         """Encode a batch in one forward pass, then score each picture for the labels of its own task."""
-        images = torch.from_numpy(np.stack([item.image for item in items])).to(self._device)
-        features = self.bundle.model.encode_image(images, self._delta([item.parameters for item in items])).cpu()  # (B, D)
-        scores: list[Scores | None] = [None] * len(items)
-        for encoder, places in _places_by_task(items):
-            found = class_scores(
-                features[places].to(self._device),
-                encoder.text_features,
-                logit_scale=encoder.logit_scale,
-                logit_bias=encoder.logit_bias,
-            )
-            softmax, match = found.softmax.cpu(), found.match.cpu()
-            for row, place in enumerate(places):
-                scores[place] = Scores(softmax=softmax[row], match=match[row])
-        return [EncodedItem(features=features[place], scores=scores[place]) for place in range(len(items))]
+        rows = [self._neutral if item.parameters is None else item.parameters.parameters for item in items]
+        features = self._encoder(self.normalized([item.image for item in items]), torch.stack(rows))  # (B, D)
+        predictions: list[tuple[Prediction, ...] | None] = [None] * len(items)
+        for task, places in _places_by_task(items):
+            logits = (task.logit_scale * (features[places] @ task.text_features.T)).cpu().numpy()  # (places, C)
+            for place, row in zip(places, logits, strict=True):
+                predictions[place] = best_labels(task.labels, row, logit_bias=task.logit_bias, top_k=items[place].top_k)
+        return [EncodedItem(*found) for found in zip(features.cpu().numpy(), predictions, strict=True)]
 
-    def _delta(self, wanted: Sequence[SpecializedEncoder | None]) -> GroupDelta | None:
-        """One group per set of parameters in the batch; the fused path of one group where all agree."""
-        groups: dict[int, Tensor] = {}
-        zero = torch.zeros(self.bundle.model.image_encoder.layout.num_values, device=self._device)
-        for encoder in wanted:
-            groups.setdefault(id(encoder), zero if encoder is None else encoder.delta)
-        if len(groups) == 1:
-            return None if wanted[0] is None else GroupDelta(wanted[0].delta[None])
-        number = {key: place for place, key in enumerate(groups)}
-        index = torch.tensor([number[id(encoder)] for encoder in wanted], device=self._device)
-        return GroupDelta(torch.stack(list(groups.values())), index)
+    def normalized(self, images: Sequence[np.ndarray]) -> Tensor:
+        """(S, S, 3) uint8 each -> (B, 3, S, S) float32, channels last: what `preprocess` gives, for a whole batch at once."""
+        pixels = torch.from_numpy(np.stack(images)).to(self._device).permute(0, 3, 1, 2)
+        return pixels.to(torch.float32).div_(255).sub_(self._mean).div_(self._std)
 
 
-def _places_by_task(items: Sequence[EncodeItem]) -> list[tuple[SpecializedEncoder, list[int]]]:
-    by_identity: dict[int, tuple[SpecializedEncoder, list[int]]] = {}
+def _places_by_task(items: Sequence[EncodeItem]) -> list[tuple[ReadyTask, list[int]]]:
+    by_identity: dict[int, tuple[ReadyTask, list[int]]] = {}
     for place, item in enumerate(items):
         if item.labels is not None:
             by_identity.setdefault(id(item.labels), (item.labels, []))[1].append(place)

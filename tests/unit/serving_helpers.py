@@ -4,7 +4,7 @@ import asyncio
 import io
 import struct
 import zlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,17 @@ from PIL import Image
 
 from serving.config import ServingConfig
 from serving.deployments.hypernetwork import Hypernetwork
-from serving.engines.image_encoder import EncodeItem, model_info
-from serving.engines.image_worker import BatchedItem, ImageWorker
-from serving.engines.resident import ResidentEncoders
+from serving.deployments.image_encoder import ImageEncoder
 from serving.limits import ServingLimits
-from serving.messages import Classified, Embedded, HypernetworkBackend, ImageEncoderBackend, Refused
+from serving.messages import HypernetworkBackend, ImageEncoderBackend
 from serving.metrics import IngressMetrics
-from serving.model_source import fetch, resolve
+from serving.model_source import resolve
 from serving.rate import Access
 from serving.routes import create_http_app
-from serving.schemas import ModelInfo, Parameters
 from serving.service import ClassifierService
 from serving.task_store import TaskStore
 from tests.unit.model_helpers import trained_like
-from training.bundle import load_bundle, save_bundle
+from training.bundle import save_bundle
 from training.model.hyperclip import HyperClipConfig
 from training.model.registry import hyperclip_test
 from training.preprocess import PreprocessConfig
@@ -66,42 +63,6 @@ def huge_png() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
 
 
-class LocalImageEncoder:
-    """The worker of an encoder replica with batches of one; Serve's batching needs a replica."""
-
-    def __init__(self, config: ServingConfig) -> None:
-        served = resolve(config)
-        bundle = load_bundle(fetch(served))
-        self._info = model_info(bundle, name=served.name, version=served.version)
-        resident = ResidentEncoders(capacity_bytes=config.batching.resident_bytes)
-        self._worker = ImageWorker(bundle, config, submit=self._submit_alone, resident=resident)
-
-    async def describe(self) -> tuple[ModelInfo, ...]:
-        return (self._info,)
-
-    async def classify(
-        self,
-        images: Sequence[bytes],
-        *,
-        task_id: str,
-        specialization_id: str,
-        digest: str,
-        parameters: Parameters,
-        top_k: int,
-    ) -> list[Classified | Refused] | Refused:
-        assert digest == self._info.digest
-        return await self._worker.classify(
-            images, task_id=task_id, specialization_id=specialization_id, parameters=parameters, top_k=top_k
-        )
-
-    async def embed(self, images: Sequence[bytes], *, digest: str) -> list[Embedded | Refused] | Refused:
-        assert digest == self._info.digest
-        return await self._worker.embed(images)
-
-    async def _submit_alone(self, item: EncodeItem) -> BatchedItem:
-        return (await self._worker.run_batch([item]))[0]
-
-
 @dataclass
 class LocalService:
     """The service with its deployments in this process, without Ray."""
@@ -116,7 +77,7 @@ class LocalService:
 def local_service(config: ServingConfig, *, hypernetwork: HypernetworkBackend | None = None) -> LocalService:
     """Make it inside the event loop of a test, perhaps with another hypernetwork."""
     hypernetwork = hypernetwork or Hypernetwork(config, resolve(config))
-    image_encoder = LocalImageEncoder(config)
+    image_encoder = ImageEncoder(config, resolve(config))
     store = TaskStore(config.task_store_uri)
     service = ClassifierService(
         hypernetwork=hypernetwork,

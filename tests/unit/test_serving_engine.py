@@ -6,19 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.testing import assert_close
 
 from infra.errors import BadInputError
 from serving.engines.hypernetwork import HypernetworkEngine
-from serving.engines.image_encoder import EncodeItem, ImageEncoderEngine
+from serving.engines.image_encoder import EncodeItem, ImageEncoderEngine, ReadyTask
 from serving.engines.predictions import best_labels
-from serving.engines.resident import ResidentEncoders, num_bytes
+from serving.engines.resident import ResidentEncoders
 from serving.limits import ServingLimits
 from serving.task_record import make_record
 from tests.unit.model_helpers import KINDS, config_with
 from tests.unit.serving_helpers import make_bundle, picture
 from training.bundle import Bundle, load_bundle
-from training.score import Scores
+from training.preprocess import preprocess
+from training.score import class_scores
 from training.specialize import SpecializedEncoder, specialize
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}  # fused and per-image norms round differently
@@ -45,74 +47,110 @@ def test_the_deltas_of_these_tests_differ(encoders: Sequence[SpecializedEncoder]
     assert (encoders[0].delta - encoders[1].delta).abs().max() > 1e-3  # or the tests below would prove nothing
 
 
+def test_a_decoded_batch_is_normalized_as_everywhere(bundle: Bundle) -> None:
+    engine = ImageEncoderEngine(bundle)
+    data = [picture(seed, kind=kind) for seed, kind in enumerate(("PNG", "JPEG", "WEBP"))]
+    found = engine.normalized([engine.decode(one, max_pixels=10_000) for one in data])
+    assert torch.equal(found, torch.from_numpy(np.stack([preprocess(one, bundle.preprocess) for one in data])))
+
+
 def test_a_mixed_batch_equals_one_by_one(
     bundle: Bundle, encoders: Sequence[SpecializedEncoder], images: Sequence[np.ndarray]
 ) -> None:
     engine = ImageEncoderEngine(bundle)
     tasks = [encoders[place] for place in (0, 1, 2, 0, 2, 1, 1, 0)]
-    mixed = engine.run([EncodeItem(image, task, task) for image, task in zip(images, tasks, strict=True)])
+    ready = {id(task): engine.ready(task) for task in encoders}
+    mixed = engine.run(
+        [EncodeItem(image, ready[id(task)], ready[id(task)], 100) for image, task in zip(images, tasks, strict=True)]
+    )
     for image, task, found in zip(images, tasks, mixed, strict=True):
-        expected = task.scores(bundle, torch.from_numpy(image)[None])
-        assert found.scores is not None
-        assert_close(found.scores.softmax, expected.softmax[0], **TOLERANCE)
-        assert_close(found.scores.match, expected.match[0], **TOLERANCE)
+        expected = task.scores(bundle, engine.normalized([image]))
+        assert found.predictions is not None
+        by_label = {one.label: (one.score, one.match) for one in found.predictions}
+        scores, matches = torch.tensor([by_label[label] for label in task.task.labels]).T
+        assert_close(scores, expected.softmax[0], **TOLERANCE)
+        assert_close(matches, expected.match[0], **TOLERANCE)
 
 
 def test_neutral_pictures_share_the_pass(
     bundle: Bundle, encoders: Sequence[SpecializedEncoder], images: Sequence[np.ndarray]
 ) -> None:
     engine = ImageEncoderEngine(bundle)
-    task = encoders[1]
+    task = engine.ready(encoders[1])
     features_only, specialized, neutral_scores = engine.run(
-        [EncodeItem(images[0], None, None), EncodeItem(images[1], task, task), EncodeItem(images[2], None, task)]
+        [EncodeItem(images[0], None, None), EncodeItem(images[1], task, task, 5), EncodeItem(images[2], None, task, 5)]
     )
-    neutral = bundle.model.encode_image(torch.from_numpy(np.stack(images[:3])))
-    assert features_only.scores is None
-    assert_close(features_only.features, neutral[0], **TOLERANCE)
-    assert_close(neutral_scores.features, neutral[2], **TOLERANCE)
-    assert (specialized.features - neutral[1]).abs().max() > 1e-3
-    assert neutral_scores.scores is not None and len(neutral_scores.scores.softmax) == 3
+    neutral = bundle.model.encode_image(engine.normalized(images[:3])).numpy()
+    assert features_only.predictions is None
+    np.testing.assert_allclose(features_only.features, neutral[0], **TOLERANCE)
+    np.testing.assert_allclose(neutral_scores.features, neutral[2], **TOLERANCE)
+    assert np.abs(specialized.features - neutral[1]).max() > 1e-3
+    assert neutral_scores.predictions is not None and len(neutral_scores.predictions) == 3
 
 
 def test_a_batch_leaves_nothing_behind(
     bundle: Bundle, encoders: Sequence[SpecializedEncoder], images: Sequence[np.ndarray]
 ) -> None:
     engine = ImageEncoderEngine(bundle)
+    first, second = engine.ready(encoders[0]), engine.ready(encoders[1])
     before = engine.run([EncodeItem(images[0], None, None)])[0].features
-    engine.run([EncodeItem(images[0], encoders[0], encoders[0]), EncodeItem(images[1], encoders[1], encoders[1])])
-    assert torch.equal(engine.run([EncodeItem(images[0], None, None)])[0].features, before)
+    engine.run([EncodeItem(images[0], first, first), EncodeItem(images[1], second, second)])
+    assert np.array_equal(engine.run([EncodeItem(images[0], None, None)])[0].features, before)
 
 
-def test_resident_encoders_stay_within_their_bytes(encoders: Sequence[SpecializedEncoder]) -> None:
-    first, second, third = encoders
-    resident = ResidentEncoders(capacity_bytes=num_bytes(first) + num_bytes(second) + num_bytes(third) - 1)
+@pytest.fixture(scope="module")
+def ready(bundle: Bundle, encoders: Sequence[SpecializedEncoder]) -> list[ReadyTask]:
+    engine = ImageEncoderEngine(bundle)
+    return [engine.ready(encoder) for encoder in encoders]
+
+
+def test_a_task_costs_its_values_its_features_and_its_labels(bundle: Bundle, ready: Sequence[ReadyTask]) -> None:
+    model = bundle.model.config.image
+    values = bundle.model.image_encoder.layout.num_values + 3 * model.embed_dim
+    assert ready[1].labels == ("car", "bus", "tram")
+    assert ready[1].num_bytes == 4 * values + 10 + 3 * 64
+
+
+def test_resident_encoders_stay_within_their_bytes(ready: Sequence[ReadyTask]) -> None:
+    first, second, third = ready
+    resident = ResidentEncoders(capacity_bytes=first.num_bytes + second.num_bytes + third.num_bytes - 1)
     resident.put("first", first)
     resident.put("second", second)
     assert resident.get("first") is first  # so the second is the least recently used
     resident.put("third", third)
     assert resident.get("second") is None
     assert resident.get("first") is first and resident.get("third") is third
-    assert resident.bytes_used == num_bytes(first) + num_bytes(third)
+    assert resident.bytes_used == first.num_bytes + third.num_bytes
     resident.put("first", first)
-    assert len(resident) == 2 and resident.bytes_used == num_bytes(first) + num_bytes(third)
+    assert len(resident) == 2 and resident.bytes_used == first.num_bytes + third.num_bytes
 
 
-def test_an_encoder_larger_than_the_table_is_not_kept(encoders: Sequence[SpecializedEncoder]) -> None:
-    resident = ResidentEncoders(capacity_bytes=num_bytes(encoders[0]))
-    resident.put("small", encoders[0])
-    resident.put("large", encoders[2])
+def test_an_encoder_larger_than_the_table_is_not_kept(ready: Sequence[ReadyTask]) -> None:
+    resident = ResidentEncoders(capacity_bytes=ready[0].num_bytes)
+    resident.put("small", ready[0])
+    resident.put("large", ready[2])
     assert resident.get("large") is None
-    assert resident.get("small") is encoders[0]
+    assert resident.get("small") is ready[0]
 
 
-def test_best_labels_come_first_and_keep_their_match() -> None:
-    scores = Scores(softmax=torch.tensor([0.2, 0.5, 0.3]), match=torch.tensor([0.02, 0.05, 0.03]))
-    best = best_labels(("a", "b", "c"), scores, 2)
-    assert [(found.label, round(found.score, 3), round(found.match, 3)) for found in best] == [
-        ("b", 0.5, 0.05),
-        ("c", 0.3, 0.03),
-    ]
-    assert len(best_labels(("a", "b", "c"), scores, 1000)) == 3
+@pytest.mark.parametrize("top_k", [1, 5, 300, 1000])
+def test_best_labels_are_those_of_all_scores(top_k: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    image, texts = (F.normalize(torch.randn(n, 16, generator=generator), dim=-1) for n in (1, 300))
+    scale, bias = torch.tensor(30.0), torch.tensor(-12.0)
+    expected = class_scores(image, texts, logit_scale=scale, logit_bias=bias)
+    labels = [f"name {number}" for number in range(300)]
+    logits = (scale * (image @ texts.T))[0].numpy()
+    found = best_labels(labels, logits, logit_bias=bias.item(), top_k=top_k)
+    best = expected.softmax[0].topk(min(top_k, 300))
+    assert [one.label for one in found] == [labels[place] for place in best.indices.tolist()]
+    np.testing.assert_allclose([one.score for one in found], best.values, **TOLERANCE)
+    np.testing.assert_allclose([one.match for one in found], expected.match[0][best.indices], **TOLERANCE)
+
+
+def test_scores_far_apart_do_not_overflow() -> None:
+    found = best_labels(["a", "b"], np.array([-1e6, 1e6], dtype=np.float32), logit_bias=0.0, top_k=2)
+    assert [(one.label, one.score, one.match) for one in found] == [("b", 1.0, 1.0), ("a", 0.0, 0.0)]
 
 
 def test_total_tokens_are_bounded_before_the_model_runs(bundle: Bundle) -> None:

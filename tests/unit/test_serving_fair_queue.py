@@ -7,7 +7,14 @@ from serving.engines.fair_queue import FairQueue
 
 def test_turns_between_tenants_then_tasks_then_order_of_arrival() -> None:
     queue: FairQueue[str] = FairQueue()
-    for item, tenant, task in [("1", "a", "x"), ("2", "a", "x"), ("3", "a", "y"), ("4", "b", "x"), ("5", "b", "x"), ("6", "c", "z")]:
+    for item, tenant, task in [
+        ("1", "a", "x"),
+        ("2", "a", "x"),
+        ("3", "a", "y"),
+        ("4", "b", "x"),
+        ("5", "b", "x"),
+        ("6", "c", "z"),
+    ]:
         queue.put(item, tenant=tenant, task=task)
     assert queue.oldest == "1"
     assert queue.take(4) == ["1", "4", "6", "3"]

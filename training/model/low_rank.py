@@ -112,14 +112,18 @@ class GeneratedConvolution(LowRankLayer):
     def forward(self, x: Tensor) -> Tensor:
         weight = self.shared_weight()
         if weight is not None:
-            y: Tensor = self._convolve(x, weight, self.bias, **self._form)
-            return y
-        y = self._convolve(x, self.weight, self.bias, **self._form)
-        read = self._convolve(x, self.read.view(-1, *self.weight.shape[1:]), None, **self._form)  # (B, r, H, W)
+            return self.convolve(x, weight, self.bias)
+        y = self.convolve(x, self.weight, self.bias)
+        read = self.convolve(x, self.read.view(-1, *self.weight.shape[1:]), None)  # (B, r, H, W)
         height, width = y.shape[2:]
         # activations lie channels last, so pixels by channels is the form in memory and nothing is copied
         rows = torch.baddbmm(_pixels_by_channels(y), _pixels_by_channels(read), self.write_per_image())
         return rows.view(len(y), height, width, -1).permute(0, 3, 1, 2)
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """With this layer's stride and padding; `weight` may have any number of output channels."""
+        y: Tensor = self._convolve(x, weight, bias, **self._form)
+        return y
 
     def plain(self, write: Tensor) -> nn.Conv2d:
         """The same layer with (O * r,) generated values folded in."""
