@@ -1,7 +1,7 @@
-"""Where the served model comes from, and the folder in which each machine keeps it.
+"""Where a served model comes from, and the folder in which each machine keeps it.
 
-The application is built for one exact version (`resolve`); every replica then fetches that version for itself (`fetch`), so a
-replica that is started later, or on another machine, gets the same model.
+A `ServedModel` is one exact version; every replica fetches it for itself (`fetch`), so a replica that is started later, or on
+another machine, gets the same model, and checks it for itself (`load`).
 """
 
 import os
@@ -15,7 +15,7 @@ from infra.errors import CorruptArtefactError
 from infra.model_registry import ModelRegistry, ModelVersion
 from infra.tracking import Tracker, TrackingConfig
 from serving.config import ServingConfig
-from training.bundle import BUNDLE_NAME, BundleManifest
+from training.bundle import BUNDLE_NAME, Bundle, BundleManifest, load_bundle, read_bundle_manifest
 
 
 class ServedModel(StrictModel):
@@ -24,6 +24,8 @@ class ServedModel(StrictModel):
     name: str
     version: str
     """What answers carry."""
+    digest: str
+    """Of the bundle."""
     bundle_uri: str | None
     tracking: TrackingConfig | None
     registered: ModelVersion | None
@@ -41,6 +43,7 @@ def resolve(config: ServingConfig) -> ServedModel:
         return ServedModel(
             name=config.model_name,
             version=f"bundle-{manifest.digest[:12]}",
+            digest=manifest.digest,
             bundle_uri=config.bundle_uri,
             tracking=None,
             registered=None,
@@ -48,14 +51,52 @@ def resolve(config: ServingConfig) -> ServedModel:
         )
     assert config.tracking is not None  # the configuration has checked it
     registered = ModelRegistry(Tracker(config.tracking)).version(config.model_name, config.alias)
-    return ServedModel(
+    return registered_model(config, registered)
+
+
+def registered_model(config: ServingConfig, registered: ModelVersion) -> ServedModel:
+    """A registered version, fetched to learn its digest.
+
+    Raises:
+        BadInputError: a newer version of this project wrote its bundle.
+        CorruptArtefactError: it holds no bundle, several, or a damaged list of files.
+    """
+    unknown = ServedModel(
         name=config.model_name,
         version=registered.version,
+        digest="",
         bundle_uri=None,
         tracking=config.tracking,
         registered=registered,
         cache_path=config.cache_path,
     )
+    return unknown.rebuilt(digest=read_bundle_manifest(fetch(unknown)).digest)
+
+
+def identity(registered: ModelVersion) -> str:
+    """Tells a version from every other: a registry that was made anew has its own version 1, with other runs."""
+    return content_hash([registered.name, registered.version, registered.run_id, registered.source_uri])[:32]
+
+
+def load(model: ServedModel, *, device: str) -> Bundle:
+    """Fetch a model and load it, which proves that it gives its golden features.
+
+    Raises:
+        BadInputError: a newer version of this project wrote its bundle.
+        CorruptArtefactError: it is damaged, or is no longer the model that was meant.
+    """
+    try:
+        bundle = load_bundle(fetch(model), device=device)
+    except CorruptArtefactError:
+        if not (cached := _cached(model)).is_dir():
+            raise
+        shutil.rmtree(cached, ignore_errors=True)  # perhaps only the copy on this machine is damaged
+        bundle = load_bundle(fetch(model), device=device)
+    if bundle.digest != model.digest:
+        raise CorruptArtefactError(
+            f"the bundle has the digest {bundle.digest[:12]}, expected {model.digest[:12]}: it was replaced"
+        )
+    return bundle
 
 
 def fetch(model: ServedModel) -> Path:
@@ -66,9 +107,8 @@ def fetch(model: ServedModel) -> Path:
     """
     if model.bundle_uri is not None and storage.is_local(model.bundle_uri):
         return storage.local_path(model.bundle_uri)
-    # a version number alone is not enough: another registry, or the same one made anew, has its own version 1
-    cache = model.cache_path.expanduser()
-    target = cache / content_hash(model.model_dump(mode="json", exclude={"cache_path"}))[:32]
+    target = _cached(model)
+    cache = target.parent
     if target.is_dir():
         return find_bundle(target)
     temporary = cache / f".{target.name}.{secrets.token_hex(4)}.tmp"
@@ -92,6 +132,17 @@ def find_bundle(folder: Path) -> Path:
     if len(found) != 1:
         raise CorruptArtefactError(f"{folder} holds {len(found)} files named {BUNDLE_NAME}, expected one")
     return found[0].parent
+
+
+def _cached(model: ServedModel) -> Path:
+    # a version number alone is not enough: another registry, or the same one made anew, has its own version 1
+    known = {
+        "name": model.name,
+        "bundle": model.bundle_uri and [model.bundle_uri, model.digest],
+        "registry": model.tracking and model.tracking.uri,
+        "registered": model.registered and identity(model.registered),
+    }
+    return model.cache_path.expanduser() / content_hash(known)[:32]
 
 
 def _download(model: ServedModel, folder: Path) -> None:

@@ -21,14 +21,16 @@ from serving.engines.resident import ResidentEncoders
 from serving.limits import ServingLimits
 from serving.messages import Classified, Embedded, HypernetworkBackend, ImageEncoderBackend, Refused
 from serving.metrics import IngressMetrics
-from serving.model_source import fetch, resolve
+from serving.model_source import load, resolve
 from serving.rate import Access
+from serving.rollout.plan import FixedPlan
+from serving.rollout.served_versions import ServedVersions
 from serving.routes import create_http_app
 from serving.schemas import ModelInfo, Parameters
 from serving.service import ClassifierService
 from serving.task_store import TaskStore
 from tests.unit.model_helpers import trained_like
-from training.bundle import load_bundle, save_bundle
+from training.bundle import save_bundle
 from training.model.hyperclip import HyperClipConfig
 from training.model.registry import hyperclip_test
 from training.preprocess import PreprocessConfig
@@ -71,7 +73,7 @@ class LocalImageEncoder:
 
     def __init__(self, config: ServingConfig) -> None:
         served = resolve(config)
-        bundle = load_bundle(fetch(served))
+        bundle = load(served, device="cpu")
         self._info = model_info(bundle, name=served.name, version=served.version)
         resident = ResidentEncoders(capacity_bytes=config.batching.resident_bytes)
         self._worker = ImageWorker(bundle, config, submit=self._submit_alone, resident=resident)
@@ -118,7 +120,9 @@ def local_service(config: ServingConfig, *, hypernetwork: HypernetworkBackend | 
     hypernetwork = hypernetwork or Hypernetwork(config, resolve(config))
     image_encoder = LocalImageEncoder(config)
     store = TaskStore(config.task_store_uri)
+    versions = ServedVersions(FixedPlan(resolve(config)), hypernetwork=hypernetwork, limits=config.limits, num_recent_tasks=10)
     service = ClassifierService(
+        versions=versions,
         hypernetwork=hypernetwork,
         image_encoder=image_encoder,
         store=store,
