@@ -15,7 +15,7 @@ from infra.errors import CorruptArtefactError
 from infra.model_registry import ModelRegistry, ModelVersion
 from infra.tracking import Tracker, TrackingConfig
 from serving.config import ServingConfig
-from training.bundle import BUNDLE_NAME, Bundle, BundleManifest, load_bundle, read_bundle_manifest
+from training.bundle import BUNDLE_NAME, Bundle, BundleManifest, check_bundle_files, load_bundle
 
 
 class ServedModel(StrictModel):
@@ -55,11 +55,12 @@ def resolve(config: ServingConfig) -> ServedModel:
 
 
 def registered_model(config: ServingConfig, registered: ModelVersion) -> ServedModel:
-    """A registered version, fetched to learn its digest.
+    """A registered version, fetched to learn its digest, its files checked: a model that is held already under the same digest
+    says nothing about them.
 
     Raises:
         BadInputError: a newer version of this project wrote its bundle.
-        CorruptArtefactError: it holds no bundle, several, or a damaged list of files.
+        CorruptArtefactError: it holds no bundle, several, or a damaged one.
     """
     unknown = ServedModel(
         name=config.model_name,
@@ -70,7 +71,14 @@ def registered_model(config: ServingConfig, registered: ModelVersion) -> ServedM
         registered=registered,
         cache_path=config.cache_path,
     )
-    return unknown.rebuilt(digest=read_bundle_manifest(fetch(unknown)).digest)
+    try:
+        manifest = check_bundle_files(fetch(unknown))
+    except CorruptArtefactError:
+        if not (cached := _cached(unknown)).is_dir():
+            raise
+        shutil.rmtree(cached, ignore_errors=True)  # perhaps only the copy on this machine is damaged
+        manifest = check_bundle_files(fetch(unknown))
+    return unknown.rebuilt(digest=manifest.digest)
 
 
 def identity(registered: ModelVersion) -> str:
