@@ -190,6 +190,7 @@ def measured(folder: Path, server: MlflowServer, *, updates: int, seed: int) -> 
         task_store_uri=str(folder / "tasks"),
         cache_path=folder / "cache",
         port=0,
+        allow_anonymous=True,
         ingress=small.rebuilt(max_ongoing_requests=256),
         hypernetwork=small,
         image_encoder=small.rebuilt(min_replicas=2, max_replicas=2),
