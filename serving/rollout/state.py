@@ -42,6 +42,7 @@ class StateFile:
 
     def __init__(self, config: ServingConfig) -> None:
         assert config.tracking is not None
+        self._config = config
         key = content_hash([config.tracking.uri, config.model_name, config.alias])
         self._uri = storage.join(config.task_store_uri, "models", f"{key[:32]}.json")
 
@@ -51,10 +52,13 @@ class StateFile:
             return None
         try:
             storage.check_schema_version(self._uri, newest=1)
-            return storage.read_model(self._uri, RolloutState)
+            state = storage.read_model(self._uri, RolloutState)
         except (BadInputError, CorruptArtefactError) as error:
             logger.warning("the state of the rollout cannot be used, and is made anew from the registry: %s", error)
             return None
+        # where a machine keeps its models is the configuration's to say, not that of the service before
+        here = {"cache_path": self._config.cache_path, "tracking": self._config.tracking}
+        return state.rebuilt(champion=state.champion.rebuilt(**here))
 
     def write(self, state: RolloutState) -> None:
         storage.write_atomic(self._uri, state.model_dump_json(indent=1))
