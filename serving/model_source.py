@@ -5,17 +5,22 @@ another machine, gets the same model, and checks it for itself (`load`).
 """
 
 import os
+import re
 import secrets
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from infra import storage
 from infra.config import StrictModel, content_hash
-from infra.errors import CorruptArtefactError
+from infra.errors import BadInputError, CorruptArtefactError
 from infra.model_registry import ModelRegistry, ModelVersion
 from infra.tracking import Tracker, TrackingConfig
 from serving.config import ServingConfig
 from training.bundle import BUNDLE_NAME, Bundle, BundleManifest, check_bundle_files, load_bundle
+
+Found = TypeVar("Found")
 
 
 class ServedModel(StrictModel):
@@ -71,14 +76,7 @@ def registered_model(config: ServingConfig, registered: ModelVersion) -> ServedM
         registered=registered,
         cache_path=config.cache_path,
     )
-    try:
-        manifest = check_bundle_files(fetch(unknown))
-    except CorruptArtefactError:
-        if not (cached := _cached(unknown)).is_dir():
-            raise
-        shutil.rmtree(cached, ignore_errors=True)  # perhaps only the copy on this machine is damaged
-        manifest = check_bundle_files(fetch(unknown))
-    return unknown.rebuilt(digest=manifest.digest)
+    return unknown.rebuilt(digest=_checked(unknown, check_bundle_files).digest)
 
 
 def identity(registered: ModelVersion) -> str:
@@ -93,13 +91,7 @@ def load(model: ServedModel, *, device: str) -> Bundle:
         BadInputError: a newer version of this project wrote its bundle.
         CorruptArtefactError: it is damaged, or is no longer the model that was meant.
     """
-    try:
-        bundle = load_bundle(fetch(model), device=device)
-    except CorruptArtefactError:
-        if not (cached := _cached(model)).is_dir():
-            raise
-        shutil.rmtree(cached, ignore_errors=True)  # perhaps only the copy on this machine is damaged
-        bundle = load_bundle(fetch(model), device=device)
+    bundle = _checked(model, lambda folder: load_bundle(folder, device=device))
     if bundle.digest != model.digest:
         raise CorruptArtefactError(
             f"the bundle has the digest {bundle.digest[:12]}, expected {model.digest[:12]}: it was replaced"
@@ -140,6 +132,21 @@ def find_bundle(folder: Path) -> Path:
     if len(found) != 1:
         raise CorruptArtefactError(f"{folder} holds {len(found)} files named {BUNDLE_NAME}, expected one")
     return found[0].parent
+
+
+def _checked(model: ServedModel, check: Callable[[Path], Found]) -> Found:
+    """What a check finds in the fetched folder; a damaged copy is fetched once more."""
+    try:
+        try:
+            return check(fetch(model))
+        except CorruptArtefactError:
+            if not (cached := _cached(model)).is_dir():
+                raise
+            shutil.rmtree(cached, ignore_errors=True)  # perhaps only the copy on this machine is damaged
+            return check(fetch(model))
+    except (BadInputError, CorruptArtefactError) as error:  # clients are told why: without the folders of this machine
+        folder = re.escape(str(_cached(model).parent)) + r"/\.?[0-9a-f]{32}(\.[0-9a-f]+\.tmp)?"
+        raise type(error)(re.sub(folder, f"version {model.version}", str(error))) from error
 
 
 def _cached(model: ServedModel) -> Path:
