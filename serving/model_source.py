@@ -8,7 +8,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -108,18 +109,24 @@ def fetch(model: ServedModel) -> Path:
     if model.bundle_uri is not None and storage.is_local(model.bundle_uri):
         return storage.local_path(model.bundle_uri)
     target = _cached(model)
-    cache = target.parent
-    if target.is_dir():
-        return find_bundle(target)
-    temporary = cache / f".{target.name}.{secrets.token_hex(4)}.tmp"
+    if not target.is_dir():
+        with _downloaded(model) as temporary:
+            _publish(temporary, target)
+    return find_bundle(target)
+
+
+@contextmanager
+def _downloaded(model: ServedModel) -> Iterator[Path]:
+    """A fresh copy beside the others, of one bundle, which is removed at the end unless it has got another name."""
+    target = _cached(model)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir(parents=True)
     try:
         _download(model, temporary)
         find_bundle(temporary)
-        _publish(temporary, target)
+        yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return find_bundle(target)
 
 
 def find_bundle(folder: Path) -> Path:
@@ -135,18 +142,31 @@ def find_bundle(folder: Path) -> Path:
 
 
 def _checked(model: ServedModel, check: Callable[[Path], Found]) -> Found:
-    """What a check finds in the fetched folder; a damaged copy is fetched once more."""
+    """What a check finds in the fetched folder, or in a fresh copy when the one on this machine is damaged."""
     try:
         try:
             return check(fetch(model))
         except CorruptArtefactError:
-            if not (cached := _cached(model)).is_dir():
+            if not _cached(model).is_dir():
                 raise
-            shutil.rmtree(cached, ignore_errors=True)  # perhaps only the copy on this machine is damaged
-            return check(fetch(model))
+            return _replaced(model, check)
     except (BadInputError, CorruptArtefactError) as error:  # clients are told why: without the folders of this machine
-        folder = re.escape(str(_cached(model).parent)) + r"/\.?[0-9a-f]{32}(\.[0-9a-f]+\.tmp)?"
+        folder = re.escape(str(_cached(model).parent)) + r"/\.?[0-9a-f]{32}(\.[0-9a-f]+\.tmp)?(/artifacts)?(/bundle)?"
         raise type(error)(re.sub(folder, f"version {model.version}", str(error))) from error
+
+
+def _replaced(model: ServedModel, check: Callable[[Path], Found]) -> Found:
+    """Check a fresh copy, and put it in the place of the one on this machine if it is good: other replicas may be reading
+    that one, so it is never changed and goes under another name first."""
+    target = _cached(model)
+    with _downloaded(model) as temporary:
+        found = check(find_bundle(temporary))
+        damaged = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+        with suppress(FileNotFoundError):  # another replica is doing the same
+            target.rename(damaged)
+        _publish(temporary, target)
+        shutil.rmtree(damaged, ignore_errors=True)
+    return found
 
 
 def _cached(model: ServedModel) -> Path:

@@ -36,11 +36,13 @@ class Ingress:
         self._access = Access(config.tenants, config.limits)
         if self._access.has_rates:
             keep_share(self._access)
+        metrics = IngressMetrics(ray_publisher)
         names_to_encoders = HypernetworkHandle(hypernetwork, config.limits)
         versions = ServedVersions(
             plan_source(config, origin),
             hypernetwork=names_to_encoders,
             limits=config.limits,
+            metrics=metrics,
             num_recent_tasks=config.rollout.warm_tasks,
         )
         if config.follows:
@@ -51,7 +53,7 @@ class Ingress:
             image_encoder=ImageEncoderHandle(image_encoder, config.limits),
             store=TaskStore(config.task_store_uri),
             limits=config.limits,
-            metrics=IngressMetrics(ray_publisher),
+            metrics=metrics,
             task_cache_s=config.task_cache_s,
         )
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from serving.limits import ServingLimits
 from serving.messages import NOT_LOADED, HypernetworkBackend, Refused
+from serving.metrics import IngressMetrics
 from serving.problems import ProblemError
 from serving.rollout.plan import Plan, PlanSource, TaskKey, Usage
 from serving.schemas import ModelInfo, ModelList, VersionStatus
@@ -31,11 +32,19 @@ class ServedVersions:
     """For one event loop.  The plan is refreshed by `follow`, and by `refresh` when a call shows that it is old."""
 
     def __init__(
-        self, source: PlanSource, *, hypernetwork: HypernetworkBackend, limits: ServingLimits, num_recent_tasks: int
+        self,
+        source: PlanSource,
+        *,
+        hypernetwork: HypernetworkBackend,
+        limits: ServingLimits,
+        metrics: IngressMetrics,
+        num_recent_tasks: int,
     ) -> None:
         self._source, self._hypernetwork, self._limits = source, hypernetwork, limits
         self._num_recent = num_recent_tasks
+        self._metrics = metrics
         self._plan = source.first()
+        self._tell()
         self._recent: OrderedDict[TaskKey, None] = OrderedDict()
         self._pinned: set[str] = set()
 
@@ -91,6 +100,7 @@ class ServedVersions:
         self._pinned.clear()
         try:
             self._plan = await self._source.use(usage)
+            self._tell()
         except Exception as error:  # the rollout restarts: what is served goes on being served
             logger.info("no plan from the rollout: %r", error)
 
@@ -139,6 +149,10 @@ class ServedVersions:
         except Exception as error:  # the rollout restarts
             logger.info("no plan from the rollout: %r", error)
             return Refused(503, "version_unavailable", f"model version {version!r} cannot be fetched now; try again")
+
+    def _tell(self) -> None:
+        """The first of a number counts: another registry's version of the same number may be on its way."""
+        self._metrics.versions({found.version: found.state for found in reversed(self._plan.versions)})
 
     def _info(self, version: str) -> ModelInfo | None:
         found = self._plan.find(version)

@@ -45,7 +45,7 @@ def publish_good(tracker: Tracker, folder: Path, *, seed: int) -> Published:
 def publish_bad(tracker: Tracker, folder: Path, kind: str, *, seed: int) -> str:
     """Register a version that must never serve, as it would come from a broken disk or a broken program."""
     make_bundle(folder, seed=seed)
-    BAD[kind](folder)
+    BAD[kind][0](folder)
     run_id = tracker.start_run(f"bad: {kind}")
     tracker.client.log_artifacts(run_id, str(folder), "bundle")
     source = f"{tracker.client.get_run(run_id).info.artifact_uri}/bundle"
@@ -104,16 +104,17 @@ def _newer_schema(folder: Path) -> None:
     (folder / BUNDLE_NAME).write_text(json.dumps(manifest | {"schema_version": 99}))
 
 
-BAD: dict[str, Callable[[Path], None]] = {
-    "missing file": _missing_file,
-    "damaged weights": _damaged_weights,
-    "wrong golden features": _wrong_golden,
-    "NaN": _nan,
-    "unknown architecture": _other_architecture,
-    "strange configuration": _strange_config,
-    "no bundle": _no_bundle,
-    "newer schema": _newer_schema,
+BAD: dict[str, tuple[Callable[[Path], None], str]] = {
+    "missing file": (_missing_file, "golden.safetensors missing"),
+    "damaged weights": (_damaged_weights, "model.safetensors missing or changed"),
+    "wrong golden features": (_wrong_golden, "does not reproduce its golden"),
+    "NaN": (_nan, "off by nan"),
+    "unknown architecture": (_other_architecture, "no network 'transformer_of_tomorrow'"),
+    "strange configuration": (_strange_config, "not a model configuration"),
+    "no bundle": (_no_bundle, "0 files named bundle.json"),
+    "newer schema": (_newer_schema, "schema_version 99"),
 }
+"""What is done to a good bundle, and what must be said of it."""
 
 
 def _sign(folder: Path) -> None:

@@ -218,6 +218,8 @@ def measured(folder: Path, server: MlflowServer, *, updates: int, seed: int) -> 
                 lost.append(f"version {version} ({bad.get(version, 'good')}) did not arrive within {ARRIVES_WITHIN_S:g} s")
                 continue
             (refuse_s if is_bad else switch_s).append(took)
+            if is_bad and BAD[bad[version]][1] not in (said.reason or ""):
+                failed.append(f"of version {version} ({bad[version]}) it is said: {said.reason}")
             time.sleep(DWELL_S)
             answered = {client.classify_at_once(TASKS[0], [PICTURES[0]]).model_version for _ in range(4)}
             if answered != {before if is_bad else version}:

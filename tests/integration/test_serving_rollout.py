@@ -97,6 +97,8 @@ def test_the_service_follows_the_registry_and_comes_back_with_what_was_good(tmp_
             check_answer(client, third)
             registry.promote(NAME, bad)
             until(lambda: state_of(client, bad) == "refused")
+        for weights in (tmp_path / "cache").rglob("model.safetensors"):
+            weights.write_bytes(weights.read_bytes()[:-4])  # a disk that went bad: fetched anew
         with running(config) as url, ServingClient(url) as client:
             check_answer(client, third)  # the alias names the bad one
             assert state_of(client, bad) == "refused"

@@ -120,14 +120,17 @@ def local_service(config: ServingConfig, *, hypernetwork: HypernetworkBackend | 
     hypernetwork = hypernetwork or Hypernetwork(config, resolve(config))
     image_encoder = LocalImageEncoder(config)
     store = TaskStore(config.task_store_uri)
-    versions = ServedVersions(FixedPlan(resolve(config)), hypernetwork=hypernetwork, limits=config.limits, num_recent_tasks=10)
+    metrics = IngressMetrics()
+    versions = ServedVersions(
+        FixedPlan(resolve(config)), hypernetwork=hypernetwork, limits=config.limits, metrics=metrics, num_recent_tasks=10
+    )
     service = ClassifierService(
         versions=versions,
         hypernetwork=hypernetwork,
         image_encoder=image_encoder,
         store=store,
         limits=config.limits,
-        metrics=IngressMetrics(),
+        metrics=metrics,
         task_cache_s=config.task_cache_s,
     )
     transport = httpx.ASGITransport(create_http_app(service, Access(config.tenants, config.limits)), raise_app_exceptions=False)
