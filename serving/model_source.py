@@ -151,7 +151,7 @@ def _checked(model: ServedModel, check: Callable[[Path], Found]) -> Found:
                 raise
             return _replaced(model, check)
     except (BadInputError, CorruptArtefactError) as error:  # clients are told why: without the folders of this machine
-        folder = re.escape(str(_cached(model).parent)) + r"/\.?[0-9a-f]{32}(\.[0-9a-f]+\.tmp)?(/artifacts)?(/bundle)?"
+        folder = re.escape(str(_cached(model).parent)) + r"/\.?[0-9a-f]{32}(\.[0-9a-f]+\.tmp)?(/artifacts)?(/bundle(?!\.))?"
         raise type(error)(re.sub(folder, f"version {model.version}", str(error))) from error
 
 
