@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import Field
 
 from infra.config import StrictModel
-from infra.errors import BadInputError
-from infra.tracking import Tracker, means_absent, search_filter
+from infra.errors import BadInputError, CorruptArtefactError
+from infra.tracking import Tracker, TrackingUnavailableError, means_absent, search_filter
 
 CANDIDATE = "candidate"
 CHAMPION = "champion"
@@ -129,11 +129,26 @@ class ModelRegistry:
             self._client.set_model_version_tag(version.name, version.version, key, value)
 
     def download_model(self, version: ModelVersion, folder: Path) -> Path:
-        """Fetch the files of a registered version into a folder; returns the folder of the MLflow model."""
+        """Fetch the files of a registered version into a folder; returns the folder of the MLflow model.
+
+        Raises:
+            BadInputError: there is no such version any more.
+            CorruptArtefactError: its files have gone.
+            TrackingUnavailableError: MLflow, or the store of its files, does not answer.
+        """
         uri = f"models:/{version.name}/{version.version}"
-        return Path(
-            self._mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=self._tracking_uri)
-        )
+        download = self._mlflow.artifacts.download_artifacts
+        try:
+            return Path(download(artifact_uri=uri, dst_path=str(folder), tracking_uri=self._tracking_uri))
+        except self._mlflow.exceptions.MlflowException as error:
+            reason = str(error).strip().splitlines()[0][:300]
+            if means_absent(error):
+                raise BadInputError(f"{uri} is not in {self._tracking_uri} any more: {reason}") from error
+            raise TrackingUnavailableError(f"{uri} cannot be fetched from {self._tracking_uri}: {reason}") from error
+        except OSError as error:
+            if "No such file" not in str(error):
+                raise
+            raise CorruptArtefactError(f"the files of {uri} have gone: {error}") from error
 
     def _as_version(self, found: Any) -> ModelVersion:
         return ModelVersion(

@@ -12,16 +12,19 @@ from serving.config import DeploymentScale, ServingConfig
 from serving.deployments.hypernetwork import Hypernetwork
 from serving.deployments.image_encoder import ImageEncoder
 from serving.deployments.ingress import Ingress
+from serving.deployments.rollout import Rollout
 from serving.limits import ServingLimits
 from serving.model_source import resolve
+from serving.rollout.registry import begin
 from serving.tenants import TENANTS_VARIABLE, TenantConfig, tenants_of_environment
 
 
 def build_application(args: ServingConfig) -> Application:
-    """Build the application for the model version that the configuration means now.
+    """Build the application: around one model for ever, or around a `Rollout` that follows the registry's alias.
 
     Raises:
         BadInputError: there is no such model, or nobody has said who may call.
+        CorruptArtefactError: the model is damaged, and none was served before.
     """
     config = ServingConfig.model_validate(
         args
@@ -31,10 +34,20 @@ def build_application(args: ServingConfig) -> Application:
         task_store_uri=_absolute(config.task_store_uri),
         bundle_uri=None if config.bundle_uri is None else _absolute(config.bundle_uri),
     )
-    served = resolve(config)
-    hypernetwork = serve.deployment(Hypernetwork, **_options(config.hypernetwork, config.limits)).bind(config, served)
-    image_encoder = serve.deployment(ImageEncoder, **_options(config.image_encoder, config.limits)).bind(config, served)
-    return serve.deployment(Ingress, **_options(config.ingress, config.limits)).bind(config, hypernetwork, image_encoder)
+    origin = _rollout(config) if config.follows else resolve(config)
+    hypernetwork = serve.deployment(Hypernetwork, **_options(config.hypernetwork, config.limits)).bind(config, origin)
+    image_encoder = serve.deployment(ImageEncoder, **_options(config.image_encoder, config.limits)).bind(config, origin)
+    ingress = serve.deployment(Ingress, **_options(config.ingress, config.limits))
+    return ingress.bind(config, origin, hypernetwork, image_encoder)
+
+
+def _rollout(config: ServingConfig) -> Application:
+    begin(config)
+    small = {"num_cpus": 0.05}  # it holds no model and computes nothing; one that waits for a CPU would keep the others waiting
+    deployment = serve.deployment(
+        Rollout, num_replicas=1, max_ongoing_requests=1000, ray_actor_options=small, graceful_shutdown_timeout_s=1
+    )
+    return deployment.bind(config)
 
 
 def tenants_allowed(config: ServingConfig) -> tuple[TenantConfig, ...]:

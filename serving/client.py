@@ -22,6 +22,7 @@ from serving.schemas import (
     StreamLine,
     TaskCreated,
     TaskInfo,
+    VersionStatus,
     WireModel,
 )
 
@@ -140,7 +141,12 @@ class ServingClient:
         return self._send("GET", f"/v1/tasks/{task_id}/export").content
 
     def models(self) -> tuple[ModelInfo, ...]:
+        """Those that can be used, the champion first."""
         return self._call(ModelList, "GET", "/v1/models").models
+
+    def versions(self) -> tuple[VersionStatus, ...]:
+        """How far each version is, also those being loaded and those refused."""
+        return self._call(ModelList, "GET", "/v1/models").versions
 
     def health(self) -> Health:
         return self._call(Health, "GET", "/healthz")

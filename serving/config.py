@@ -55,6 +55,21 @@ class BatchingConfig(StrictModel):
     """Of the parameters and labels of recent tasks, which a replica keeps ready."""
 
 
+class RolloutConfig(StrictModel):
+    """How the service follows the registry's alias; of no effect when `alias` is a number, or with `bundle_uri`."""
+
+    poll_interval_s: PositiveFloat = 5
+    """Between two looks at the alias."""
+    sync_interval_s: PositiveFloat = 1
+    """Between two exchanges of each replica with the rollout: how far two replicas may be apart."""
+    max_versions: Annotated[int, Field(ge=3)] = 4
+    """Models that each replica holds at most: the champion, the one before, the next, and those of pinned tasks."""
+    warm_tasks: NonNegativeInt = 100
+    """Recent tasks that are specialized for the next champion before it takes over."""
+    warm_timeout_s: PositiveFloat = 60
+    """How long it waits for them; those left are specialized by their next call."""
+
+
 class ServiceSettings(StrictModel):
     """What is allowed and how large the service is, whatever it serves."""
 
@@ -71,6 +86,7 @@ class ServiceSettings(StrictModel):
     ingress: DeploymentScale = DeploymentScale(num_cpus=0.5, max_ongoing_requests=256, target_ongoing_requests=64)
     hypernetwork: DeploymentScale = DeploymentScale(num_cpus=0.5, max_ongoing_requests=8, target_ongoing_requests=2)
     image_encoder: DeploymentScale = DeploymentScale(num_cpus=0.5, target_ongoing_requests=16)
+    rollout: RolloutConfig = RolloutConfig()
     task_cache_s: NonNegativeFloat = 30
     """How long an ingress replica remembers a task: a deletion may take as long to be seen by the others."""
 
@@ -96,7 +112,7 @@ class ServingConfig(ServiceSettings):
     """The registry that holds the model; needed unless `bundle_uri` is given."""
     model_name: str = "hyperclip"
     alias: str = CHAMPION
-    """Alias or number of the model version, looked up when the application is built."""
+    """An alias, which the service follows, or the number of a version, with which it stays."""
     bundle_uri: str | None = None
     """Serve this bundle folder instead of a registered model."""
     task_store_uri: str
@@ -109,3 +125,8 @@ class ServingConfig(ServiceSettings):
         if (self.tracking is None) == (self.bundle_uri is None):
             raise ValueError("give either tracking (a model registry) or bundle_uri (a bundle folder)")
         return self
+
+    @property
+    def follows(self) -> bool:
+        """Whether the served version may change while the service runs."""
+        return self.tracking is not None and not self.alias.isdigit()

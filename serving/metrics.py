@@ -49,8 +49,15 @@ IMAGES = Metric("hyperclip_images", "counter", "Pictures by outcome", ("outcome"
 BATCH_SIZE = Metric(
     "hyperclip_image_batch_size", "histogram", "Pictures that shared a forward pass", buckets=(1, 2, 4, 8, 16, 32, 64, 128)
 )
+MODEL_VERSIONS = Metric(
+    "hyperclip_model_versions",
+    "gauge",
+    "1 for the state that a version is in, as this replica knows it",
+    ("version", "state"),
+)
 INGRESS_METRICS = (
     REQUESTS, REQUEST_SECONDS, STAGE, IN_FLIGHT, BODY_BYTES, SHED, TENANT_REQUESTS, TENANT_IMAGES, TASKS, IMAGES, BATCH_SIZE,
+    MODEL_VERSIONS,
 )  # fmt: skip
 
 TASKS_RESIDENT = Metric("hyperclip_tasks_resident", "gauge", "Specialized encoders that an encoder replica keeps ready")
@@ -128,6 +135,8 @@ class IngressMetrics:
         self.tasks = series(TASKS)
         self.images = series(IMAGES)
         self.batch_size = series(BATCH_SIZE).labels()
+        self.model_versions = series(MODEL_VERSIONS)
+        self._states: set[tuple[str, str]] = set()
 
     def task(self, *, specialize_ms: float | None) -> None:
         """A task was asked for; None when it was there already."""
@@ -146,6 +155,15 @@ class IngressMetrics:
             for stage, milliseconds in result.timings.model_dump().items():
                 if stage in STAGES:
                     self.stages.labels(stage).observe(milliseconds / 1000)
+
+    def versions(self, states: Mapping[str, str]) -> None:
+        """State by model version, all that there are."""
+        now = set(states.items())
+        for version, state in self._states - now:
+            self.model_versions.labels(version, state).dec()
+        for version, state in now - self._states:
+            self.model_versions.labels(version, state).inc()
+        self._states = now
 
     def text(self) -> bytes:
         return bytes(generate_latest(self._registry))

@@ -1,21 +1,27 @@
-"""Where the served model comes from, and the folder in which each machine keeps it.
+"""Where a served model comes from, and the folder in which each machine keeps it.
 
-The application is built for one exact version (`resolve`); every replica then fetches that version for itself (`fetch`), so a
-replica that is started later, or on another machine, gets the same model.
+A `ServedModel` is one exact version; every replica fetches it for itself (`fetch`), so a replica that is started later, or on
+another machine, gets the same model, and checks it for itself (`load`).
 """
 
 import os
+import re
 import secrets
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from infra import storage
 from infra.config import StrictModel, content_hash
-from infra.errors import CorruptArtefactError
+from infra.errors import BadInputError, CorruptArtefactError
 from infra.model_registry import ModelRegistry, ModelVersion
 from infra.tracking import Tracker, TrackingConfig
 from serving.config import ServingConfig
-from training.bundle import BUNDLE_NAME, BundleManifest
+from training.bundle import BUNDLE_NAME, Bundle, BundleManifest, check_bundle_files, load_bundle
+
+Found = TypeVar("Found")
 
 
 class ServedModel(StrictModel):
@@ -24,6 +30,8 @@ class ServedModel(StrictModel):
     name: str
     version: str
     """What answers carry."""
+    digest: str
+    """Of the bundle."""
     bundle_uri: str | None
     tracking: TrackingConfig | None
     registered: ModelVersion | None
@@ -41,6 +49,7 @@ def resolve(config: ServingConfig) -> ServedModel:
         return ServedModel(
             name=config.model_name,
             version=f"bundle-{manifest.digest[:12]}",
+            digest=manifest.digest,
             bundle_uri=config.bundle_uri,
             tracking=None,
             registered=None,
@@ -48,14 +57,47 @@ def resolve(config: ServingConfig) -> ServedModel:
         )
     assert config.tracking is not None  # the configuration has checked it
     registered = ModelRegistry(Tracker(config.tracking)).version(config.model_name, config.alias)
-    return ServedModel(
+    return registered_model(config, registered)
+
+
+def registered_model(config: ServingConfig, registered: ModelVersion) -> ServedModel:
+    """A registered version, fetched to learn its digest, its files checked: a model that is held already under the same digest
+    says nothing about them.
+
+    Raises:
+        BadInputError: a newer version of this project wrote its bundle.
+        CorruptArtefactError: it holds no bundle, several, or a damaged one.
+    """
+    unknown = ServedModel(
         name=config.model_name,
         version=registered.version,
+        digest="",
         bundle_uri=None,
         tracking=config.tracking,
         registered=registered,
         cache_path=config.cache_path,
     )
+    return unknown.rebuilt(digest=_checked(unknown, check_bundle_files).digest)
+
+
+def identity(registered: ModelVersion) -> str:
+    """Tells a version from every other: a registry that was made anew has its own version 1, with other runs."""
+    return content_hash([registered.name, registered.version, registered.run_id, registered.source_uri])[:32]
+
+
+def load(model: ServedModel, *, device: str) -> Bundle:
+    """Fetch a model and load it, which proves that it gives its golden features.
+
+    Raises:
+        BadInputError: a newer version of this project wrote its bundle.
+        CorruptArtefactError: it is damaged, or is no longer the model that was meant.
+    """
+    bundle = _checked(model, lambda folder: load_bundle(folder, device=device))
+    if bundle.digest != model.digest:
+        raise CorruptArtefactError(
+            f"the bundle has the digest {bundle.digest[:12]}, expected {model.digest[:12]}: it was replaced"
+        )
+    return bundle
 
 
 def fetch(model: ServedModel) -> Path:
@@ -66,20 +108,25 @@ def fetch(model: ServedModel) -> Path:
     """
     if model.bundle_uri is not None and storage.is_local(model.bundle_uri):
         return storage.local_path(model.bundle_uri)
-    # a version number alone is not enough: another registry, or the same one made anew, has its own version 1
-    cache = model.cache_path.expanduser()
-    target = cache / content_hash(model.model_dump(mode="json", exclude={"cache_path"}))[:32]
-    if target.is_dir():
-        return find_bundle(target)
-    temporary = cache / f".{target.name}.{secrets.token_hex(4)}.tmp"
+    target = _cached(model)
+    if not target.is_dir():
+        with _downloaded(model) as temporary:
+            _publish(temporary, target)
+    return find_bundle(target)
+
+
+@contextmanager
+def _downloaded(model: ServedModel) -> Iterator[Path]:
+    """A fresh copy beside the others, of one bundle, which is removed at the end unless it has got another name."""
+    target = _cached(model)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir(parents=True)
     try:
         _download(model, temporary)
         find_bundle(temporary)
-        _publish(temporary, target)
+        yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return find_bundle(target)
 
 
 def find_bundle(folder: Path) -> Path:
@@ -92,6 +139,45 @@ def find_bundle(folder: Path) -> Path:
     if len(found) != 1:
         raise CorruptArtefactError(f"{folder} holds {len(found)} files named {BUNDLE_NAME}, expected one")
     return found[0].parent
+
+
+def _checked(model: ServedModel, check: Callable[[Path], Found]) -> Found:
+    """What a check finds in the fetched folder, or in a fresh copy when the one on this machine is damaged."""
+    try:
+        try:
+            return check(fetch(model))
+        except CorruptArtefactError:
+            if not _cached(model).is_dir():
+                raise
+            return _replaced(model, check)
+    except (BadInputError, CorruptArtefactError) as error:  # clients are told why: without the folders of this machine
+        folder = re.escape(str(_cached(model).parent)) + r"/\.?[0-9a-f]{32}(\.[0-9a-f]+\.tmp)?(/artifacts)?(/bundle(?!\.))?"
+        raise type(error)(re.sub(folder, f"version {model.version}", str(error))) from error
+
+
+def _replaced(model: ServedModel, check: Callable[[Path], Found]) -> Found:
+    """Check a fresh copy, and put it in the place of the one on this machine if it is good: other replicas may be reading
+    that one, so it is never changed and goes under another name first."""
+    target = _cached(model)
+    with _downloaded(model) as temporary:
+        found = check(find_bundle(temporary))
+        damaged = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+        with suppress(FileNotFoundError):  # another replica is doing the same
+            target.rename(damaged)
+        _publish(temporary, target)
+        shutil.rmtree(damaged, ignore_errors=True)
+    return found
+
+
+def _cached(model: ServedModel) -> Path:
+    # a version number alone is not enough: another registry, or the same one made anew, has its own version 1
+    known = {
+        "name": model.name,
+        "bundle": model.bundle_uri and [model.bundle_uri, model.digest],
+        "registry": model.tracking and model.tracking.uri,
+        "registered": model.registered and identity(model.registered),
+    }
+    return model.cache_path.expanduser() / content_hash(known)[:32]
 
 
 def _download(model: ServedModel, folder: Path) -> None:

@@ -147,8 +147,8 @@ def create_http_app(service: ClassifierService, access: Access | None = None) ->
 
     @app.get("/v1/models", tags=["service"])
     async def models() -> ModelList:
-        """What is being served."""
-        return ModelList(models=(await service.model(),))
+        """What is being served: models ready for use, and how far each version is."""
+        return await service.models()
 
     @app.get("/healthz", tags=["service"])
     async def healthz() -> Health:

@@ -176,10 +176,26 @@ class ModelInfo(WireModel):
     """How `none_of_these` comes from `score` and `match` of the best label, and how well it held on other pictures."""
 
 
+VersionState = Literal["champion", "loaded", "loading", "refused"]
+
+
+class VersionStatus(WireModel):
+    """How far one version is."""
+
+    version: str
+    state: VersionState
+    digest: str | None = None
+    reason: str | None = None
+    """Why it was refused."""
+
+
 class ModelList(WireModel):
     """`GET /v1/models`."""
 
     models: tuple[ModelInfo, ...]
+    """Those that can be used, the champion first."""
+    versions: tuple[VersionStatus, ...] = ()
+    """All that the service knows of, also those being loaded and those refused."""
 
 
 class Health(WireModel):

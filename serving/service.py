@@ -8,6 +8,7 @@ from typing import TypeVar
 from infra.errors import BadInputError
 from serving.limits import ServingLimits
 from serving.messages import (
+    NOT_LOADED,
     NOT_SPECIALIZED,
     Classified,
     Embedded,
@@ -18,12 +19,14 @@ from serving.messages import (
 )
 from serving.metrics import IngressMetrics
 from serving.problems import ProblemError, make_problem
+from serving.rollout.served_versions import NotLoadedError, ServedVersions
 from serving.schemas import (
     ClassifyAnswer,
     EmbeddingAnswer,
     EmbeddingResult,
     ImageResult,
     ModelInfo,
+    ModelList,
     Parameters,
     TaskCreated,
     TaskInfo,
@@ -44,6 +47,7 @@ class ClassifierService:
     def __init__(
         self,
         *,
+        versions: ServedVersions,
         hypernetwork: HypernetworkBackend,
         image_encoder: ImageEncoderBackend,
         store: TaskStore,
@@ -58,15 +62,13 @@ class ClassifierService:
         self._store = store
         self._tasks = TaskCache(ttl_s=task_cache_s)
         self._flights = SingleFlight()
-        self._model: ModelInfo | None = None
+        self._versions = versions
 
     # ---- models ------------------------------------------------------------------------------------------------------
 
-    async def model(self) -> ModelInfo:
-        """The model being served."""
-        if self._model is None:
-            self._model = (await self._within(self.limits.request_timeout_s, self._hypernetwork.describe()))[0]
-        return self._model
+    async def models(self) -> ModelList:
+        """Every version, the champion first."""
+        return await self._within(self.limits.request_timeout_s, self._versions.listed())
 
     async def health(self) -> ModelInfo:
         """Both deployments answer.
@@ -74,12 +76,11 @@ class ClassifierService:
         Raises:
             Exception: one of them does not.
         """
-        models, _ = await asyncio.gather(
+        await asyncio.gather(
             self._within(self.limits.request_timeout_s, self._hypernetwork.describe()),
             self._within(self.limits.request_timeout_s, self._image_encoder.describe()),
         )
-        self._model = models[0]
-        return self._model
+        return await self._versions.champion()
 
     # ---- tasks -------------------------------------------------------------------------------------------------------
 
@@ -87,10 +88,12 @@ class ClassifierService:
         """Make a task ready to classify; the same task again costs next to nothing."""
         started = time.perf_counter()
         record = self._record(request, tenant)
-        model = await self.model()
-        check_pin(record, model)
-        key = ("create", record.task_id, model.digest)
-        specialized = await self._flights.do(key, lambda: self._make_ready(record, model))
+
+        async def make_ready(model: ModelInfo) -> Specialized | None:
+            key = ("create", record.task_id, model.digest)
+            return await self._flights.do(key, lambda: self._make_ready(record, model))
+
+        model, specialized = await self._versions.ask(record, make_ready)
         self.metrics.task(specialize_ms=None if specialized is None else specialized.milliseconds)
         return TaskCreated(
             task_id=record.task_id,
@@ -102,7 +105,8 @@ class ClassifierService:
         )
 
     async def get_task(self, task: str, *, tenant: str) -> TaskInfo:
-        record, model = await self._find(task, tenant), await self.model()
+        record = await self._find(task, tenant)
+        model = await self._versions.of(record)
         return TaskInfo(
             task_id=record.task_id,
             specialization_id=specialization_id(record.task_id, model.digest),
@@ -119,12 +123,15 @@ class ClassifierService:
 
     async def export(self, task: str, *, tenant: str) -> bytes:
         """The edge package of a task, as a zip file."""
-        record, model = await self._find(task, tenant), await self.model()
-        check_pin(record, model)
-        package = await self._flights.do(
-            ("export", record.task_id, model.digest),
-            lambda: self._within(self.limits.specialize_timeout_s, self._hypernetwork.export(record, digest=model.digest)),
-        )
+        record = await self._find(task, tenant)
+
+        async def export(model: ModelInfo) -> bytes | Refused:
+            return await self._flights.do(
+                ("export", record.task_id, model.digest),
+                lambda: self._within(self.limits.specialize_timeout_s, self._hypernetwork.export(record, digest=model.digest)),
+            )
+
+        _, package = await self._versions.ask(record, export)
         if isinstance(package, Refused):
             raise ProblemError.of(package)
         return package
@@ -148,15 +155,19 @@ class ClassifierService:
         started = time.perf_counter()
         self._check_images(images)
         record = await self._find(task, tenant)
-        model = await self.model()
-        check_pin(record, model)
         milliseconds = None
-        results = await self._ask_encoder(record, model, images, parameters=parameters, top_k=top_k)
-        if results == NOT_SPECIALIZED:  # the champion has changed, or what was stored has gone
-            milliseconds = (await self._specialize(record, model)).milliseconds
+
+        async def ask(model: ModelInfo) -> list[Classified | Refused] | Refused:
+            nonlocal milliseconds
             results = await self._ask_encoder(record, model, images, parameters=parameters, top_k=top_k)
-        if results == NOT_SPECIALIZED:
-            results = Refused(503, "not_ready", NOT_SPECIALIZED.detail)
+            if results == NOT_SPECIALIZED:  # the champion has changed, or what was stored has gone
+                milliseconds = (await self._specialize(record, model)).milliseconds
+                results = await self._ask_encoder(record, model, images, parameters=parameters, top_k=top_k)
+            if results == NOT_SPECIALIZED:
+                results = Refused(503, "not_ready", NOT_SPECIALIZED.detail)
+            return results
+
+        model, results = await self._versions.ask(record, ask)
         if isinstance(results, Refused):
             raise ProblemError.of(results, retry_after_s=self.limits.retry_after_s)
         self.metrics.pictures(results)
@@ -173,17 +184,25 @@ class ClassifierService:
         """Neutral features of each picture."""
         started = time.perf_counter()
         self._check_images(images)
-        model = await self.model()
-        call = self._image_encoder.embed(images, digest=model.digest, tenant=tenant)
-        return self._embedding_answer(model, await self._within(self.limits.request_timeout_s, call), started)
+        model, results = await self._versions.ask(
+            None,
+            lambda model: self._within(
+                self.limits.request_timeout_s, self._image_encoder.embed(images, digest=model.digest, tenant=tenant)
+            ),
+        )
+        return self._embedding_answer(model, results, started)
 
     async def embed_texts(self, texts: Sequence[str]) -> EmbeddingAnswer:
         started = time.perf_counter()
         if len(texts) > self.limits.max_texts:
             raise BadInputError(f"{len(texts):,} texts; at most {self.limits.max_texts:,} are allowed in one call")
-        model = await self.model()
-        call = self._hypernetwork.embed_texts(texts, digest=model.digest)
-        return self._embedding_answer(model, await self._within(self.limits.request_timeout_s, call), started)
+        model, results = await self._versions.ask(
+            None,
+            lambda model: self._within(
+                self.limits.request_timeout_s, self._hypernetwork.embed_texts(texts, digest=model.digest)
+            ),
+        )
+        return self._embedding_answer(model, results, started)
 
     # ---- parts -------------------------------------------------------------------------------------------------------
 
@@ -276,7 +295,7 @@ class ClassifierService:
     async def _within(self, seconds: float, call: Awaitable[Result]) -> Result:
         try:
             async with asyncio.timeout(seconds):
-                return await call
+                answer = await call
         except TimeoutError as error:
             raise ProblemError(
                 503,
@@ -284,16 +303,9 @@ class ClassifierService:
                 f"no answer within {seconds:g} s; try again",
                 headers={"retry-after": str(self.limits.retry_after_s)},
             ) from error
-
-
-def check_pin(record: TaskRecord, model: ModelInfo) -> None:
-    """Raises ProblemError when a task stays with a version that is not the one being served."""
-    if record.pinned_version not in (None, model.version):
-        raise ProblemError(
-            409,
-            "version_not_served",
-            f"the task is pinned to model version {record.pinned_version!r}; this service has version {model.version!r}",
-        )
+        if isinstance(answer, Refused) and answer == NOT_LOADED:
+            raise NotLoadedError
+        return answer
 
 
 def _raise_if_all_refused(results: Sequence[object]) -> None:

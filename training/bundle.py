@@ -137,14 +137,7 @@ def load_bundle(folder: Path, *, device: str = "cpu") -> Bundle:
         BadInputError: no bundle there, or a newer version of this project wrote it.
         CorruptArtefactError: a file is missing or changed, or the golden features are not reproduced.
     """
-    manifest = read_bundle_manifest(folder)
-    if content_hash(manifest.files) != manifest.digest or not manifest.files.keys() >= _FILES:
-        raise CorruptArtefactError(f"{folder / BUNDLE_NAME} is damaged: its list of files does not have the digest it names")
-    changed = [
-        name for name, digest in manifest.files.items() if not (folder / name).is_file() or _sha256(folder / name) != digest
-    ]
-    if changed:
-        raise CorruptArtefactError(f"bundle {folder} is damaged: {', '.join(changed)} missing or changed")
+    manifest = check_bundle_files(folder)
     config = storage.read_model(str(folder / "config.json"), BundleConfig)
     tokenizer = Tokenizer()
     for text, expected in storage.read_model(str(folder / "tokenizer.json"), TokenizerConfig).golden.items():
@@ -171,6 +164,24 @@ def load_bundle(folder: Path, *, device: str = "cpu") -> Bundle:
         digest=manifest.digest,
         none_of_these=read_none_of_these(folder, bundle_digest=manifest.digest),
     )
+
+
+def check_bundle_files(folder: Path) -> BundleManifest:
+    """Compare every file with the list in `bundle.json`, without loading anything.
+
+    Raises:
+        BadInputError: no bundle there, or a newer version of this project wrote it.
+        CorruptArtefactError: a file is missing or changed.
+    """
+    manifest = read_bundle_manifest(folder)
+    if content_hash(manifest.files) != manifest.digest or not manifest.files.keys() >= _FILES:
+        raise CorruptArtefactError(f"{folder / BUNDLE_NAME} is damaged: its list of files does not have the digest it names")
+    changed = [
+        name for name, digest in manifest.files.items() if not (folder / name).is_file() or _sha256(folder / name) != digest
+    ]
+    if changed:
+        raise CorruptArtefactError(f"bundle {folder} is damaged: {', '.join(changed)} missing or changed")
+    return manifest
 
 
 def read_bundle_manifest(folder: Path) -> BundleManifest:

@@ -7,21 +7,23 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
+from ray.serve.handle import DeploymentHandle
 
 from infra.errors import BadInputError, HyperClipError
 from serving.config import ServingConfig
 from serving.deployments.replica import set_up_replica
 from serving.engines.hypernetwork import HypernetworkEngine
 from serving.engines.image_encoder import model_info
-from serving.loaded_models import LoadedModel, LoadedModels
 from serving.messages import NOT_LOADED, Embedded, Refused, Specialized
-from serving.model_source import ServedModel, fetch
+from serving.model_source import ServedModel, load
+from serving.rollout.loaded_models import LoadedModel, LoadedModels
+from serving.rollout.plan import Plan
+from serving.rollout.serve_source import plan_source
 from serving.schemas import ModelInfo
 from serving.single_flight import SingleFlight
 from serving.task_record import TaskRecord, specialization_id
 from serving.task_store import NotSpecializedError, TaskStore
 from serving.tracing import traced
-from training.bundle import load_bundle
 from training.specialize import SpecializedEncoder
 
 Result = TypeVar("Result")
@@ -30,15 +32,17 @@ Result = TypeVar("Result")
 class Hypernetwork:
     """Holds whole models; works on one task at a time."""
 
-    def __init__(self, config: ServingConfig, served: ServedModel) -> None:
+    def __init__(self, config: ServingConfig, origin: ServedModel | DeploymentHandle) -> None:
+        """Args: origin, the one model to serve, or the `Rollout` that says which."""
         set_up_replica(config)
         torch.set_num_threads(config.hypernetwork.num_threads)
         self._config = config
-        self._models = LoadedModels[HypernetworkEngine]()
-        self._models.put(self._load(served))
+        self._models = LoadedModels(plan_source(config, origin), self._load, part="hypernetwork", warm=self._warm)
         self._store = TaskStore(config.task_store_uri)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hypernetwork")
         self._flights = SingleFlight()
+        if config.follows:
+            self._following = asyncio.get_running_loop().create_task(self._models.follow(config.rollout.sync_interval_s))
 
     @traced("hypernetwork.describe")
     async def describe(self) -> tuple[ModelInfo, ...]:
@@ -63,9 +67,18 @@ class Hypernetwork:
         return await self._flights.do(key, lambda: self._run(digest, lambda engine: self._export(engine, record)))
 
     def _load(self, served: ServedModel) -> LoadedModel[HypernetworkEngine]:
-        bundle = load_bundle(fetch(served), device=self._config.hypernetwork.device)
+        bundle = load(served, device=self._config.hypernetwork.device)
         info = model_info(bundle, name=served.name, version=served.version)
         return LoadedModel(info, HypernetworkEngine(bundle, self._config.limits))
+
+    async def _warm(self, plan: Plan, digest: str) -> None:
+        """Specialize recent tasks for the next champion, one by one, so that users' calls come in between."""
+        for key in plan.warm:
+            if await asyncio.to_thread(self._store.has_encoder, key.task_id, specialization_id(key.task_id, digest)):
+                continue
+            record = await asyncio.to_thread(self._store.get, key.task_id, tenant=key.tenant)
+            if record is not None:  # or it was deleted
+                await self.specialize(record, digest=digest)
 
     def _specialize(self, engine: HypernetworkEngine, record: TaskRecord) -> Specialized:
         started = time.perf_counter()
@@ -90,7 +103,7 @@ class Hypernetwork:
             return encoder
 
     async def _run(self, digest: str, work: Callable[[HypernetworkEngine], Result]) -> Result | Refused:
-        if (model := self._models.get(digest)) is None:
+        if (model := await self._models.find(digest)) is None:
             return NOT_LOADED
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work, model.engine)

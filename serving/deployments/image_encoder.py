@@ -1,29 +1,34 @@
 """The deployment that looks at pictures.  Hot: pictures of any tasks share its forward passes."""
 
+import asyncio
+
 import torch
+from ray.serve.handle import DeploymentHandle
 
 from serving.config import ServingConfig
 from serving.deployments.replica import set_up_replica
 from serving.engines.image_encoder import model_info
 from serving.engines.image_worker import ImageWorker, SharedByModels
-from serving.loaded_models import LoadedModel, LoadedModels
 from serving.messages import NOT_LOADED, Classified, Embedded, Refused
-from serving.model_source import ServedModel, fetch
+from serving.model_source import ServedModel, load
+from serving.rollout.loaded_models import LoadedModel, LoadedModels
+from serving.rollout.serve_source import plan_source
 from serving.schemas import ModelInfo, Parameters
 from serving.tracing import traced
-from training.bundle import load_bundle
 
 
 class ImageEncoder:
     """A thin shell around one `ImageWorker` a model."""
 
-    def __init__(self, config: ServingConfig, served: ServedModel) -> None:
+    def __init__(self, config: ServingConfig, origin: ServedModel | DeploymentHandle) -> None:
+        """Args: origin, the one model to serve, or the `Rollout` that says which."""
         set_up_replica(config)
         torch.set_num_threads(config.image_encoder.num_threads)
         self._config = config
         self._shared = SharedByModels(config.batching)
-        self._models = LoadedModels[ImageWorker]()
-        self._models.put(self._load(served))
+        self._models = LoadedModels(plan_source(config, origin), self._load, part="image_encoder")
+        if config.follows:
+            self._following = asyncio.get_running_loop().create_task(self._models.follow(config.rollout.sync_interval_s))
 
     @traced("image_encoder.describe")
     async def describe(self) -> tuple[ModelInfo, ...]:
@@ -42,7 +47,7 @@ class ImageEncoder:
         top_k: int,
         tenant: str,
     ) -> list[Classified | Refused] | Refused:
-        if (model := self._models.get(digest)) is None:
+        if (model := await self._models.find(digest)) is None:
             return NOT_LOADED
         return await model.engine.classify(
             images, task_id=task_id, specialization_id=specialization_id, parameters=parameters, top_k=top_k, tenant=tenant
@@ -50,7 +55,7 @@ class ImageEncoder:
 
     @traced("image_encoder.embed")
     async def embed(self, images: list[bytes], *, digest: str, tenant: str) -> list[Embedded | Refused] | Refused:
-        if (model := self._models.get(digest)) is None:
+        if (model := await self._models.find(digest)) is None:
             return NOT_LOADED
         return await model.engine.embed(images, tenant=tenant)
 
@@ -59,6 +64,6 @@ class ImageEncoder:
         await self._shared.close()
 
     def _load(self, served: ServedModel) -> LoadedModel[ImageWorker]:
-        bundle = load_bundle(fetch(served), device=self._config.image_encoder.device)
+        bundle = load(served, device=self._config.image_encoder.device)
         info = model_info(bundle, name=served.name, version=served.version)
         return LoadedModel(info, ImageWorker(bundle, self._config, shared=self._shared))

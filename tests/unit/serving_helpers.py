@@ -21,6 +21,8 @@ from serving.messages import HypernetworkBackend, ImageEncoderBackend
 from serving.metrics import IngressMetrics
 from serving.model_source import resolve
 from serving.rate import Access
+from serving.rollout.plan import FixedPlan
+from serving.rollout.served_versions import ServedVersions
 from serving.routes import create_http_app
 from serving.service import ClassifierService
 from serving.task_store import TaskStore
@@ -79,12 +81,17 @@ def local_service(config: ServingConfig, *, hypernetwork: HypernetworkBackend | 
     hypernetwork = hypernetwork or Hypernetwork(config, resolve(config))
     image_encoder = ImageEncoder(config, resolve(config))
     store = TaskStore(config.task_store_uri)
+    metrics = IngressMetrics()
+    versions = ServedVersions(
+        FixedPlan(resolve(config)), hypernetwork=hypernetwork, limits=config.limits, metrics=metrics, num_recent_tasks=10
+    )
     service = ClassifierService(
+        versions=versions,
         hypernetwork=hypernetwork,
         image_encoder=image_encoder,
         store=store,
         limits=config.limits,
-        metrics=IngressMetrics(),
+        metrics=metrics,
         task_cache_s=config.task_cache_s,
     )
     transport = httpx.ASGITransport(create_http_app(service, Access(config.tenants, config.limits)), raise_app_exceptions=False)
