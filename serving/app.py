@@ -34,6 +34,11 @@ def build_application(args: ServingConfig) -> Application:
     served = resolve(config)
     hypernetwork = serve.deployment(Hypernetwork, **_options(config.hypernetwork, config.limits)).bind(config, served)
     image_encoder = serve.deployment(ImageEncoder, **_options(config.image_encoder, config.limits)).bind(config, served)
+    return ingress_application(config, hypernetwork, image_encoder)
+
+
+def ingress_application(config: ServingConfig, hypernetwork: Application, image_encoder: Application) -> Application:
+    """The ingress before any two deployments that answer as `messages.py` says."""
     return serve.deployment(Ingress, **_options(config.ingress, config.limits)).bind(config, hypernetwork, image_encoder)
 
 
@@ -69,9 +74,9 @@ def _options(scale: DeploymentScale, limits: ServingLimits) -> dict[str, Any]:
         "max_queued_requests": scale.max_queued_requests,
         "backpressure_config": BackpressureConfig(status_code=429, retry_after_s=limits.retry_after_s),
         "ray_actor_options": {"num_cpus": scale.num_cpus, "num_gpus": scale.num_gpus},
-        "health_check_period_s": 10,
+        "health_check_period_s": 2,  # a dead replica is replaced when it misses one
         "graceful_shutdown_timeout_s": 10,
     }
 
 
-__all__ = ["ServingConfig", "build_application"]
+__all__ = ["ServingConfig", "build_application", "ingress_application"]
