@@ -13,7 +13,7 @@ from serving.deployments.hypernetwork import Hypernetwork
 from serving.deployments.image_encoder import ImageEncoder
 from serving.deployments.ingress import Ingress
 from serving.limits import ServingLimits
-from serving.model_source import resolve
+from serving.model_source import ServedModel, resolve
 from serving.tenants import TENANTS_VARIABLE, TenantConfig, tenants_of_environment
 
 
@@ -31,7 +31,11 @@ def build_application(args: ServingConfig) -> Application:
         task_store_uri=_absolute(config.task_store_uri),
         bundle_uri=None if config.bundle_uri is None else _absolute(config.bundle_uri),
     )
-    served = resolve(config)
+    return assemble(config, resolve(config))
+
+
+def assemble(config: ServingConfig, served: ServedModel) -> Application:
+    """The three deployments for one exact model; nothing is looked up."""
     hypernetwork = serve.deployment(Hypernetwork, **_options(config.hypernetwork, config.limits)).bind(config, served)
     image_encoder = serve.deployment(ImageEncoder, **_options(config.image_encoder, config.limits)).bind(config, served)
     return ingress_application(config, hypernetwork, image_encoder)
@@ -79,4 +83,4 @@ def _options(scale: DeploymentScale, limits: ServingLimits) -> dict[str, Any]:
     }
 
 
-__all__ = ["ServingConfig", "build_application", "ingress_application"]
+__all__ = ["ServingConfig", "assemble", "build_application", "ingress_application"]

@@ -17,6 +17,7 @@ from tenacity import RetryError, Retrying, retry_if_exception_type, retry_if_res
 from infra.errors import BadInputError, HyperClipError
 from serving.app import build_application, tenants_allowed
 from serving.config import ServingConfig
+from serving.devices import check_gpus
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +41,13 @@ def running(config: ServingConfig) -> Iterator[str]:
     """Start the service on `config.host` and `config.port` (0 for a free one), give its base URL, and end it afterwards.
 
     Raises:
-        BadInputError: there is no such model, this Ray cluster runs a service already, or others could call without a key.
+        BadInputError: there is no such model, this Ray cluster runs a service already, others could call without a key,
+            or there is no such GPU.
         PortTakenError: something else listens there, or this user may not.
         ServiceNotHealthyError: it does not answer.
     """
     config = checked_access(config)
+    check_gpus(config)
     with deployed(build_application(config), host=config.host, port=config.port) as base_url:
         yield base_url
 

@@ -11,6 +11,7 @@ import torch
 from infra.errors import BadInputError, HyperClipError
 from serving.config import ServingConfig
 from serving.deployments.replica import set_up_replica
+from serving.devices import usable_device
 from serving.engines.hypernetwork import HypernetworkEngine
 from serving.engines.image_encoder import model_info
 from serving.loaded_models import LoadedModel, LoadedModels
@@ -63,7 +64,7 @@ class Hypernetwork:
         return await self._flights.do(key, lambda: self._run(digest, lambda engine: self._export(engine, record)))
 
     def _load(self, served: ServedModel) -> LoadedModel[HypernetworkEngine]:
-        bundle = load_bundle(fetch(served), device=self._config.hypernetwork.device)
+        bundle = load_bundle(fetch(served), device=usable_device(self._config.hypernetwork))
         info = model_info(bundle, name=served.name, version=served.version)
         return LoadedModel(info, HypernetworkEngine(bundle, self._config.limits))
 

@@ -8,6 +8,7 @@ from ray import serve
 
 from serving.config import ServingConfig
 from serving.deployments.replica import set_up_replica
+from serving.devices import usable_device
 from serving.engines.image_encoder import EncodeItem, model_info
 from serving.engines.image_worker import BatchedItem, ImageWorker
 from serving.engines.resident import ResidentEncoders
@@ -61,7 +62,7 @@ class ImageEncoder:
         return await model.engine.embed(images)
 
     def _load(self, served: ServedModel) -> LoadedModel[ImageWorker]:
-        bundle = load_bundle(fetch(served), device=self._config.image_encoder.device)
+        bundle = load_bundle(fetch(served), device=usable_device(self._config.image_encoder))
         info = model_info(bundle, name=served.name, version=served.version)
         submit = partial(self._submit, info.digest)
         return LoadedModel(info, ImageWorker(bundle, self._config, submit=submit, resident=self._resident))
