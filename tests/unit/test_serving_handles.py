@@ -1,4 +1,4 @@
-"""Calls between the deployments when a replica dies: a handle stands in, as it takes a cluster to kill one (chaos does that)."""
+"""Calls between deployments when a replica dies: a handle stands in, as it takes a cluster to kill one (chaos does that)."""
 
 import asyncio
 from collections.abc import Callable
