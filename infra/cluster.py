@@ -68,7 +68,7 @@ def connected(config: ClusterConfig) -> Iterator[None]:
             # what workers print stays in Ray's logs: errors travel as exceptions, progress by our own reports
             log_to_driver=config.log_level in ("debug", "info"),
             logging_level=getattr(logging, config.log_level.upper()),
-            runtime_env={"env_vars": WORKER_ENVIRONMENT},
+            runtime_env={"env_vars": WORKER_ENVIRONMENT | _switches_of_serve()},
             configure_logging=False,
         )
     except Exception as error:  # Ray raises a plain one where its processes are not up in time
@@ -89,3 +89,8 @@ def connected(config: ClusterConfig) -> Iterator[None]:
         ray.shutdown()
         if in_main_thread:
             signal.signal(signal.SIGTERM, handler)
+
+
+def _switches_of_serve() -> dict[str, str]:
+    """Those that hold for this process: all processes of a service must agree on them, wherever they run."""
+    return {name: value for name, value in os.environ.items() if name.startswith("RAY_SERVE_")}

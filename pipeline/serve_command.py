@@ -34,6 +34,9 @@ class _Meant(NamedTuple):
 
 def serve(config: ConfigPathOrNone = None, overrides: Overrides = None) -> None:
     """Serve the champion of a run over HTTP, with a page to try it on, until Ctrl-C; without CONFIG the shipped model."""
+    from serving.switches import switch_on
+
+    switch_on()  # before Ray Serve is imported
     from serving.launch import PortTakenError, checked_access, checked_port, running
 
     meant = _shipped(overrides or ()) if config is None else _champion(config, overrides or ())

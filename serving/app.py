@@ -14,7 +14,7 @@ from serving.deployments.image_encoder import ImageEncoder
 from serving.deployments.ingress import Ingress
 from serving.deployments.rollout import Rollout
 from serving.limits import ServingLimits
-from serving.model_source import resolve
+from serving.model_source import ServedModel, resolve
 from serving.rollout.registry import begin
 from serving.tenants import TENANTS_VARIABLE, TenantConfig, tenants_of_environment
 
@@ -34,15 +34,28 @@ def build_application(args: ServingConfig) -> Application:
         task_store_uri=_absolute(config.task_store_uri),
         bundle_uri=None if config.bundle_uri is None else _absolute(config.bundle_uri),
     )
+    if config.follows:
+        begin(config)
+    return assemble(config)
+
+
+def assemble(config: ServingConfig) -> Application:
+    """The deployments, without asking the registry for anything."""
     origin = _rollout(config) if config.follows else resolve(config)
     hypernetwork = serve.deployment(Hypernetwork, **_options(config.hypernetwork, config.limits)).bind(config, origin)
     image_encoder = serve.deployment(ImageEncoder, **_options(config.image_encoder, config.limits)).bind(config, origin)
+    return ingress_application(config, origin, hypernetwork, image_encoder)
+
+
+def ingress_application(
+    config: ServingConfig, origin: ServedModel | Application, hypernetwork: Application, image_encoder: Application
+) -> Application:
+    """The ingress before any two deployments that answer as `messages.py` says."""
     ingress = serve.deployment(Ingress, **_options(config.ingress, config.limits))
     return ingress.bind(config, origin, hypernetwork, image_encoder)
 
 
 def _rollout(config: ServingConfig) -> Application:
-    begin(config)
     small = {"num_cpus": 0.05}  # it holds no model and computes nothing; one that waits for a CPU would keep the others waiting
     deployment = serve.deployment(
         Rollout, num_replicas=1, max_ongoing_requests=1000, ray_actor_options=small, graceful_shutdown_timeout_s=1
@@ -82,9 +95,9 @@ def _options(scale: DeploymentScale, limits: ServingLimits) -> dict[str, Any]:
         "max_queued_requests": scale.max_queued_requests,
         "backpressure_config": BackpressureConfig(status_code=429, retry_after_s=limits.retry_after_s),
         "ray_actor_options": {"num_cpus": scale.num_cpus, "num_gpus": scale.num_gpus},
-        "health_check_period_s": 10,
+        "health_check_period_s": 2,  # a dead replica is replaced when it misses one
         "graceful_shutdown_timeout_s": 10,
     }
 
 
-__all__ = ["ServingConfig", "build_application"]
+__all__ = ["ServingConfig", "assemble", "build_application", "ingress_application"]

@@ -11,11 +11,13 @@ import httpx
 import ray
 from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.serve.deployment import Application
 from tenacity import RetryError, Retrying, retry_if_exception_type, retry_if_result, stop_after_delay, wait_fixed
 
 from infra.errors import BadInputError, HyperClipError
 from serving.app import build_application, tenants_allowed
 from serving.config import ServingConfig
+from serving.devices import check_gpus
 
 logger = logging.getLogger(__name__)
 
@@ -39,25 +41,33 @@ def running(config: ServingConfig) -> Iterator[str]:
     """Start the service on `config.host` and `config.port` (0 for a free one), give its base URL, and end it afterwards.
 
     Raises:
-        BadInputError: there is no such model, this Ray cluster runs a service already, or others could call without a key.
+        BadInputError: there is no such model, this Ray cluster runs a service already, others could call without a key,
+            or there is no such GPU.
         PortTakenError: something else listens there, or this user may not.
         ServiceNotHealthyError: it does not answer.
     """
+    config = checked_access(config)
+    check_gpus(config)
+    with deployed(build_application(config), host=config.host, port=config.port) as base_url:
+        yield base_url
+
+
+@contextmanager
+def deployed(application: Application, *, host: str, port: int) -> Iterator[str]:
+    """The same for an application that was built already."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if serve.status().proxies:
         raise BadInputError("this Ray cluster runs a service already; end it, or deploy to it with `serve deploy`")
-    config = checked_access(config)
-    application = build_application(config)
-    port = checked_port(config.host, config.port)
-    host = f"[{config.host}]" if ":" in config.host else config.host
+    port = checked_port(host, port)
     try:
         serve.start(
             proxy_location=ProxyLocation.HeadOnly,
-            http_options=HTTPOptions(host=config.host, port=port),
+            http_options=HTTPOptions(host=host, port=port),
             logging_config=LOGGING,
         )
         serve.run(application, name=APPLICATION_NAME, route_prefix="/", logging_config=LOGGING)
-        base_url = f"http://{'127.0.0.1' if config.host == '0.0.0.0' else host}:{port}"  # noqa: S104  (compared, not bound)
+        named = f"[{host}]" if ":" in host else host
+        base_url = f"http://{'127.0.0.1' if host == '0.0.0.0' else named}:{port}"  # noqa: S104  (compared, not bound)
         _wait_until_healthy(base_url)
         yield base_url
     finally:

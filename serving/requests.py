@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 
 from serving.limits import ServingLimits
 from serving.problems import ProblemError, invalid_body
-from serving.schemas import WireModel
+from serving.schemas import Parameters, WireModel
 
 Body = TypeVar("Body", bound=WireModel)
 
@@ -151,6 +151,19 @@ def top_k_of(text: str | None, limits: ServingLimits) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 10 and 1 <= int(text) <= limits.max_top_k):
         raise ProblemError(422, "bad_top_k", f"top_k must be a whole number from 1 to {limits.max_top_k}, not {text[:20]!r}")
     return int(text)
+
+
+def parameters_of(text: str | None) -> Parameters:
+    """Which parameters to encode a picture under.
+
+    Raises:
+        ProblemError: there are none of that name.
+    """
+    if text is None or text == "specialized":
+        return "specialized"
+    if text != "neutral":
+        raise ProblemError(422, "invalid_request", f"parameters must be 'specialized' or 'neutral', not {text[:20]!r}")
+    return "neutral"
 
 
 def media_type(request: Request) -> str:

@@ -22,6 +22,7 @@ import torch
 from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from infra import storage
 from infra.config import StrictModel, content_hash
@@ -145,8 +146,7 @@ def load_bundle(folder: Path, *, device: str = "cpu") -> Bundle:
             raise CorruptArtefactError(f"the tokenizer gives {found} for {text!r}, the model was trained with {expected}")
     preprocess = storage.read_model(str(folder / "preprocess.json"), PreprocessConfig)
     try:
-        model = HyperClip(HyperClipConfig.from_dict(config.model))
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        model = _loaded(HyperClipConfig.from_dict(config.model), folder / "model.safetensors")
     except (RuntimeError, ValueError) as error:
         raise CorruptArtefactError(f"{folder / 'model.safetensors'} does not fit its config.json: {error}") from error
     model.requires_grad_(False).eval()
@@ -182,6 +182,31 @@ def check_bundle_files(folder: Path) -> BundleManifest:
     if changed:
         raise CorruptArtefactError(f"bundle {folder} is damaged: {', '.join(changed)} missing or changed")
     return manifest
+
+
+class _NoInitialization(TorchFunctionMode):
+    """Leaves new parameters as memory gives them: torch's own way of skipping what is overwritten at once."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return (kwargs or {}).get("tensor", args[0] if args else None)
+        return function(*args, **(kwargs or {}))
+
+
+def _loaded(config: HyperClipConfig, path: Path) -> HyperClip:
+    """The model with its weights where they lie: the file is mapped, and a page of it is read when it is needed.
+
+    Only what is stored as float16 is copied, to make float32 of it.  The mapping is private: a model that is trained further
+    does not write to the file.
+    """
+    with _NoInitialization():
+        model = HyperClip(config)
+    dtypes = {name: value.dtype for name, value in model.state_dict().items()}
+    stored = {name: value.to(dtypes.get(name, value.dtype)) for name, value in load_file(path).items()}
+    model.load_state_dict(stored, assign=True)
+    return model
 
 
 def read_bundle_manifest(folder: Path) -> BundleManifest:

@@ -12,6 +12,7 @@ from ray.serve.handle import DeploymentHandle
 from infra.errors import BadInputError, HyperClipError
 from serving.config import ServingConfig
 from serving.deployments.replica import set_up_replica
+from serving.devices import usable_device
 from serving.engines.hypernetwork import HypernetworkEngine
 from serving.engines.image_encoder import model_info
 from serving.messages import NOT_LOADED, Embedded, Refused, Specialized
@@ -67,7 +68,7 @@ class Hypernetwork:
         return await self._flights.do(key, lambda: self._run(digest, lambda engine: self._export(engine, record)))
 
     def _load(self, served: ServedModel) -> LoadedModel[HypernetworkEngine]:
-        bundle = load(served, device=self._config.hypernetwork.device)
+        bundle = load(served, device=usable_device(self._config.hypernetwork))
         info = model_info(bundle, name=served.name, version=served.version)
         return LoadedModel(info, HypernetworkEngine(bundle, self._config.limits))
 

@@ -7,6 +7,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serving.config import ServingConfig
 from serving.deployments.replica import set_up_replica
+from serving.devices import usable_device
 from serving.engines.image_encoder import model_info
 from serving.engines.image_worker import ImageWorker, SharedByModels
 from serving.messages import NOT_LOADED, Classified, Embedded, Refused
@@ -64,6 +65,6 @@ class ImageEncoder:
         await self._shared.close()
 
     def _load(self, served: ServedModel) -> LoadedModel[ImageWorker]:
-        bundle = load(served, device=self._config.image_encoder.device)
+        bundle = load(served, device=usable_device(self._config.image_encoder))
         info = model_info(bundle, name=served.name, version=served.version)
         return LoadedModel(info, ImageWorker(bundle, self._config, shared=self._shared))

@@ -1,0 +1,80 @@
+"""A constant HTTP load that costs little itself: the service under test needs the cores.
+
+Each connection sends the same prepared request again as soon as it has its answer (a closed loop).  Only what our services
+answer with is read: HTTP/1.1 with a length or in chunks.
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Load:
+    """What came of it."""
+
+    seconds: float
+    latencies_s: list[float]
+    """Of the requests that were answered with 200, in the order of their answers."""
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        return len(self.latencies_s) / self.seconds
+
+    def percentile_ms(self, share: float) -> float:
+        ordered = sorted(self.latencies_s)
+        return ordered[min(int(len(ordered) * share), len(ordered) - 1)] * 1000
+
+
+def request_bytes(path: str, body: bytes, *, content_type: str) -> bytes:
+    """A POST request as it goes over the wire."""
+    head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: {content_type}\r\ncontent-length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def run_load(port: int, request: bytes, *, concurrency: int, seconds: float) -> Load:
+    """Load one address of this machine for some seconds."""
+    return asyncio.run(_load(port, request, concurrency=concurrency, seconds=seconds))
+
+
+async def _load(port: int, request: bytes, *, concurrency: int, seconds: float) -> Load:
+    load = Load(seconds, [])
+    started = time.perf_counter()
+    await asyncio.gather(*(_connection(port, request, started + seconds, load) for _ in range(concurrency)))
+    load.seconds = time.perf_counter() - started
+    return load
+
+
+async def _connection(port: int, request: bytes, until: float, load: Load) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        while (sent := time.perf_counter()) < until:
+            writer.write(request)
+            status, body = await read_answer(reader)
+            if status == 200:
+                load.latencies_s.append(time.perf_counter() - sent)
+            else:
+                load.failures.append(f"{status} {body[:200]!r}")
+    finally:
+        writer.close()
+
+
+async def read_answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    """Status and body of the next answer on a connection.
+
+    Raises:
+        asyncio.IncompleteReadError: the connection ended before.
+    """
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    status = int(head[9:12])
+    if (found := head.find(b"content-length:")) >= 0:
+        length = int(head[found + 15 : head.index(b"\r\n", found)])
+        return status, await reader.readexactly(length)
+    if b"transfer-encoding: chunked" not in head:
+        return status, b""
+    body = b""
+    while length := int(await reader.readuntil(b"\r\n"), 16):
+        body += (await reader.readexactly(length + 2))[:-2]
+    await reader.readexactly(2)
+    return status, body
