@@ -35,7 +35,8 @@ from serving.schemas import (
 )
 from serving.single_flight import SingleFlight
 from serving.task_cache import TaskCache
-from serving.task_record import TaskRecord, is_task_id, make_record, specialization_id
+from serving.task_record import TaskRecord, is_task_id, specialization_id
+from serving.task_requests import TaskRequests
 from serving.task_store import TaskStore
 
 Result = TypeVar("Result")
@@ -60,6 +61,7 @@ class ClassifierService:
         self._hypernetwork = hypernetwork
         self._image_encoder = image_encoder
         self._store = store
+        self._requests = TaskRequests(limits)
         self._tasks = TaskCache(ttl_s=task_cache_s)
         self._flights = SingleFlight()
         self._versions = versions
@@ -87,9 +89,11 @@ class ClassifierService:
     async def create_task(self, request: TaskRequest, *, tenant: str) -> TaskCreated:
         """Make a task ready to classify; the same task again costs next to nothing."""
         started = time.perf_counter()
-        record = self._record(request, tenant)
+        record = self._requests.record(request, tenant)
 
         async def make_ready(model: ModelInfo) -> Specialized | None:
+            if self._tasks.is_ready(record.task_id, digest=model.digest):
+                return None
             key = ("create", record.task_id, model.digest)
             return await self._flights.do(key, lambda: self._make_ready(record, model))
 
@@ -202,21 +206,6 @@ class ClassifierService:
 
     # ---- parts -------------------------------------------------------------------------------------------------------
 
-    def _record(self, request: TaskRequest, tenant: str) -> TaskRecord:
-        limits = self.limits
-        if len(request.labels) > limits.max_labels:
-            raise BadInputError(f"{len(request.labels):,} labels; at most {limits.max_labels:,} are allowed in one task")
-        if request.templates is not None and len(request.templates) > limits.max_templates:
-            raise BadInputError(f"{len(request.templates):,} templates; at most {limits.max_templates:,} are allowed")
-        for text in (*request.labels, *(request.templates or ())):
-            if len(text) > limits.max_label_characters:
-                raise BadInputError(
-                    f"{text[:40]!r}... has {len(text):,} characters; at most {limits.max_label_characters} are allowed"
-                )
-        return make_record(
-            tenant=tenant, labels=request.labels, templates=request.templates, pinned_version=request.pinned_version
-        )
-
     async def _find(self, task: str, tenant: str) -> TaskRecord:
         """A task of this tenant; one of another tenant is as unknown as one that never was."""
         record = self._tasks.get(task)
@@ -236,7 +225,7 @@ class ClassifierService:
         if not await asyncio.to_thread(self._store.has_encoder, record.task_id, specialization):
             made = await self._specialize(record, model)
         await asyncio.to_thread(self._store.put, record)
-        self._tasks.put(record)
+        self._tasks.put_ready(record, digest=model.digest)
         return made
 
     async def _specialize(self, record: TaskRecord, model: ModelInfo) -> Specialized:

@@ -14,6 +14,7 @@ from serving.config import ServingConfig
 from serving.deployments.replica import set_up_replica
 from serving.engines.hypernetwork import HypernetworkEngine
 from serving.engines.image_encoder import model_info
+from serving.engines.text_features import TextFeatureCache
 from serving.messages import NOT_LOADED, Embedded, Refused, Specialized
 from serving.model_source import ServedModel, load
 from serving.rollout.loaded_models import LoadedModel, LoadedModels
@@ -37,6 +38,7 @@ class Hypernetwork:
         set_up_replica(config)
         torch.set_num_threads(config.hypernetwork.num_threads)
         self._config = config
+        self._text_features = TextFeatureCache(capacity_bytes=config.text_feature_bytes)
         self._models = LoadedModels(plan_source(config, origin), self._load, part="hypernetwork", warm=self._warm)
         self._store = TaskStore(config.task_store_uri)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hypernetwork")
@@ -69,7 +71,7 @@ class Hypernetwork:
     def _load(self, served: ServedModel) -> LoadedModel[HypernetworkEngine]:
         bundle = load(served, device=self._config.hypernetwork.device)
         info = model_info(bundle, name=served.name, version=served.version)
-        return LoadedModel(info, HypernetworkEngine(bundle, self._config.limits))
+        return LoadedModel(info, HypernetworkEngine(bundle, self._config.limits, text_features=self._text_features))
 
     async def _warm(self, plan: Plan, digest: str) -> None:
         """Specialize recent tasks for the next champion, one by one, so that users' calls come in between."""
@@ -81,9 +83,10 @@ class Hypernetwork:
                 await self.specialize(record, digest=digest)
 
     def _specialize(self, engine: HypernetworkEngine, record: TaskRecord) -> Specialized:
+        """What another replica has stored in the meantime is taken, if it is whole."""
         started = time.perf_counter()
-        encoder = engine.specialize(record)
-        specialization = self._store.put_encoder(record.task_id, encoder, engine.bundle)
+        specialization = specialization_id(record.task_id, engine.bundle.digest)
+        self._encoder(engine, record, specialization)
         return Specialized(specialization, round((time.perf_counter() - started) * 1000, 3))
 
     def _export(self, engine: HypernetworkEngine, record: TaskRecord) -> bytes:
@@ -96,11 +99,12 @@ class Hypernetwork:
 
     def _encoder(self, engine: HypernetworkEngine, record: TaskRecord, specialization: str) -> SpecializedEncoder:
         try:
-            return self._store.get_encoder(record.task_id, specialization, engine.bundle)
+            encoder = self._store.get_encoder(record.task_id, specialization, engine.bundle)
+            engine.remember(encoder)
         except NotSpecializedError:
             encoder = engine.specialize(record)
             self._store.put_encoder(record.task_id, encoder, engine.bundle)
-            return encoder
+        return encoder
 
     async def _run(self, digest: str, work: Callable[[HypernetworkEngine], Result]) -> Result | Refused:
         if (model := await self._models.find(digest)) is None:
