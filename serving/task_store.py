@@ -15,7 +15,7 @@ from infra import storage
 from infra.errors import BadInputError, CorruptArtefactError, HyperClipError
 from serving.task_record import TaskRecord, is_task_id, specialization_id, task_id
 from training.bundle import Bundle
-from training.specialize import ENCODER_NAME, TASK_NAME, SpecializedEncoder, load_specialized, save_specialized
+from training.specialize import ENCODER_NAME, TASK_NAME, SpecializedEncoder, load_specialized, specialized_files
 
 PACKAGE_NAME = "package.zip"
 
@@ -59,16 +59,18 @@ class TaskStore:
         storage.remove(self._record_uri(tenant, task))
         storage.remove(storage.join(self.uri, "specialized", task))
 
+    def tasks_with_encoders(self) -> list[str]:
+        """Addresses of the tasks of all tenants for which something was made, in no order that means anything."""
+        return [uri.rpartition("/")[2] for uri in storage.list_folders(storage.join(self.uri, "specialized"))]
+
     def has_encoder(self, task: str, specialization: str) -> bool:
         return storage.exists(self._encoder_uri(task, specialization, TASK_NAME))
 
     def put_encoder(self, task: str, encoder: SpecializedEncoder, bundle: Bundle) -> str:
         """Store an encoder whole or not at all; returns its specialization id."""
         specialization = specialization_id(task, bundle.digest)
-        with tempfile.TemporaryDirectory() as folder:
-            save_specialized(encoder, Path(folder), bundle)
-            for name in (ENCODER_NAME, TASK_NAME):  # the one that says "done" last
-                storage.write_atomic(self._encoder_uri(task, specialization, name), (Path(folder) / name).read_bytes())
+        for name, data in specialized_files(encoder, bundle).items():  # the one that says "done" last
+            storage.write_whole(self._encoder_uri(task, specialization, name), data)
         return specialization
 
     def get_encoder(self, task: str, specialization: str, bundle: Bundle) -> SpecializedEncoder:
@@ -78,6 +80,8 @@ class TaskStore:
             NotSpecializedError: none is there, it is damaged, or another model made it.
         """
         try:
+            if storage.is_local(self.uri):
+                return load_specialized(storage.local_path(self._encoder_uri(task, specialization, TASK_NAME)).parent, bundle)
             with tempfile.TemporaryDirectory() as folder:
                 for name in (ENCODER_NAME, TASK_NAME):
                     (Path(folder) / name).write_bytes(storage.read_bytes(self._encoder_uri(task, specialization, name)))

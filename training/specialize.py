@@ -195,13 +195,18 @@ def save_specialized(encoder: SpecializedEncoder, folder: Path, bundle: Bundle) 
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInputError(f"{folder} exists and is not an empty folder; an encoder gets a folder of its own")
+    for name, data in specialized_files(encoder, bundle).items():
+        storage.write_atomic(str(folder / name), data)
+
+
+def specialized_files(encoder: SpecializedEncoder, bundle: Bundle) -> dict[str, bytes]:
+    """Name and content of each file, in the order in which they are to be written."""
     named = bundle.model.image_encoder.layout.split(encoder.delta)
     tensors = {f"delta.{name}": value.clone() for name, value in named.items()}
     tensors |= {"text_features": encoder.text_features, "logit_scale": encoder.logit_scale, "logit_bias": encoder.logit_bias}
     data = save({name: value.cpu().contiguous() for name, value in tensors.items()})
     stored = StoredTask(**encoder.task.model_dump(), encoder_sha256=hashlib.sha256(data).hexdigest())
-    storage.write_atomic(str(folder / ENCODER_NAME), data)
-    storage.write_atomic(str(folder / TASK_NAME), stored.model_dump_json(indent=1))
+    return {ENCODER_NAME: data, TASK_NAME: stored.model_dump_json(indent=1).encode()}
 
 
 def load_specialized(folder: Path, bundle: Bundle) -> SpecializedEncoder:

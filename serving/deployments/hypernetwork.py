@@ -1,6 +1,9 @@
 """The deployment that makes encoders: text encoder and hypernetwork.  Rare and heavy."""
 
 import asyncio
+import contextlib
+import logging
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +30,8 @@ from serving.task_store import NotSpecializedError, TaskStore
 from serving.tracing import traced
 from training.specialize import SpecializedEncoder
 
+logger = logging.getLogger(__name__)
+
 Result = TypeVar("Result")
 
 
@@ -38,9 +43,11 @@ class Hypernetwork:
         set_up_replica(config)
         torch.set_num_threads(config.hypernetwork.num_threads)
         self._config = config
+        self._store = TaskStore(config.task_store_uri)
+        self.recalled = threading.Event()
+        """Label features made before a restart have been read."""
         self._text_features = TextFeatureCache(capacity_bytes=config.text_feature_bytes)
         self._models = LoadedModels(plan_source(config, origin), self._load, part="hypernetwork", warm=self._warm)
-        self._store = TaskStore(config.task_store_uri)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hypernetwork")
         self._flights = SingleFlight()
         if config.follows:
@@ -71,7 +78,23 @@ class Hypernetwork:
     def _load(self, served: ServedModel) -> LoadedModel[HypernetworkEngine]:
         bundle = load(served, device=self._config.hypernetwork.device)
         info = model_info(bundle, name=served.name, version=served.version)
-        return LoadedModel(info, HypernetworkEngine(bundle, self._config.limits, text_features=self._text_features))
+        engine = HypernetworkEngine(bundle, self._config.limits, text_features=self._text_features)
+        threading.Thread(target=self._recall, args=(engine,), name="recall", daemon=True).start()
+        return LoadedModel(info, engine)
+
+    def _recall(self, engine: HypernetworkEngine) -> None:
+        """Take label features from the encoders that this model made before a restart, until memory is full."""
+        try:
+            for task in self._store.tasks_with_encoders():
+                if self._text_features.full:
+                    return
+                specialization = specialization_id(task, engine.bundle.digest)
+                with contextlib.suppress(NotSpecializedError):  # made by another model only, or damaged
+                    engine.remember(self._store.get_encoder(task, specialization, engine.bundle))
+        except Exception:  # the store is away: labels are encoded anew
+            logger.exception("cannot read the label features of stored encoders")
+        finally:
+            self.recalled.set()
 
     async def _warm(self, plan: Plan, digest: str) -> None:
         """Specialize recent tasks for the next champion, one by one, so that users' calls come in between."""
