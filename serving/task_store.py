@@ -1,6 +1,7 @@
 """Tasks and the encoders made for them, in a folder or an object store, so that a restart finds them.
 
 tasks/TENANT/TASK.json                                  what the task is
+used/TENANT/TASK.LABELS.SECONDS                         a note of its last use (task_ledger.py)
 specialized/TASK/SPECIALIZATION/encoder.safetensors     delta and label features, written before
 specialized/TASK/SPECIALIZATION/task.json               which says that they are complete
 specialized/TASK/SPECIALIZATION/package.zip             the edge package, once somebody asked for it
@@ -8,6 +9,7 @@ specialized/TASK/SPECIALIZATION/package.zip             the edge package, once s
 Every address follows from the content: writing the same thing twice, or at the same time, changes nothing.
 """
 
+import logging
 import tempfile
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from infra.errors import BadInputError, CorruptArtefactError, HyperClipError
 from serving.task_record import TaskRecord, is_task_id, specialization_id, task_id
 from training.bundle import Bundle
 from training.specialize import ENCODER_NAME, TASK_NAME, SpecializedEncoder, load_specialized, specialized_files
+
+logger = logging.getLogger(__name__)
 
 PACKAGE_NAME = "package.zip"
 
@@ -31,10 +35,16 @@ class TaskStore:
         self.uri = uri
 
     def put(self, record: TaskRecord) -> None:
-        """Store a task; one that is there is left as it is."""
-        uri = self._record_uri(record.tenant, record.task_id)
-        if not storage.exists(uri):
-            storage.write_atomic(uri, record.model_dump_json(indent=1))
+        """Store a task; one that is there is left as it is, unless it is damaged."""
+        try:
+            if self.get(record.task_id, tenant=record.tenant) is not None:
+                return
+        except CorruptArtefactError as error:
+            logger.error("stored again: %s", error)
+        storage.write_atomic(self._record_uri(record.tenant, record.task_id), record.model_dump_json(indent=1))
+
+    def has(self, task: str, *, tenant: str) -> bool:
+        return storage.exists(self._record_uri(tenant, task))
 
     def get(self, task: str, *, tenant: str) -> TaskRecord | None:
         """A task, or None when there is none.
@@ -45,8 +55,13 @@ class TaskStore:
         uri = self._record_uri(tenant, task)
         if not storage.exists(uri):
             return None
-        storage.check_schema_version(uri, newest=1)
-        record = storage.read_model(uri, TaskRecord)
+        try:
+            storage.check_schema_version(uri, newest=1)
+            record = storage.read_model(uri, TaskRecord)
+        except BadInputError:
+            if not storage.exists(uri):  # deleted just now
+                return None
+            raise
         expected = task_id(
             tenant=tenant, labels=record.labels, templates=record.templates, pinned_version=record.pinned_version
         )

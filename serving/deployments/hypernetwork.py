@@ -25,14 +25,19 @@ from serving.rollout.plan import Plan
 from serving.rollout.serve_source import plan_source
 from serving.schemas import ModelInfo
 from serving.single_flight import SingleFlight
+from serving.task_ledger import TaskLedger
 from serving.task_record import TaskRecord, specialization_id
 from serving.task_store import NotSpecializedError, TaskStore
+from serving.task_sweep import sweep
 from serving.tracing import traced
 from training.specialize import SpecializedEncoder
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+
+MAX_SWEEP_INTERVAL_S = 3600.0
 
 
 class Hypernetwork:
@@ -52,6 +57,9 @@ class Hypernetwork:
         self._flights = SingleFlight()
         if config.follows:
             self._following = asyncio.get_running_loop().create_task(self._models.follow(config.rollout.sync_interval_s))
+
+        if config.task_ttl_s is not None:
+            threading.Thread(target=self._sweep, args=(config.task_ttl_s,), name="sweep", daemon=True).start()
 
     @traced("hypernetwork.describe")
     async def describe(self) -> tuple[ModelInfo, ...]:
@@ -104,6 +112,16 @@ class Hypernetwork:
             record = await asyncio.to_thread(self._store.get, key.task_id, tenant=key.tenant)
             if record is not None:  # or it was deleted
                 await self.specialize(record, digest=digest)
+
+    def _sweep(self, ttl_s: float) -> None:
+        """Remove unused tasks again and again; several replicas may do it at the same time."""
+        ledger = TaskLedger(self._store.uri)
+        while True:
+            try:
+                sweep(self._store, ledger, ttl_s=ttl_s, now=time.time())
+            except Exception:  # the store is away
+                logger.exception("cannot remove unused tasks")
+            time.sleep(min(MAX_SWEEP_INTERVAL_S, ttl_s / 10))
 
     def _specialize(self, engine: HypernetworkEngine, record: TaskRecord) -> Specialized:
         """What another replica has stored in the meantime is taken, if it is whole."""

@@ -97,9 +97,7 @@ async def one_round(labels: tuple[str, ...]) -> dict[str, float]:
         assert len({one.task_id for one in created}) == 1
 
         restarted, again = service_on(Path(folder))
-        started = time.perf_counter()
         again.recalled.wait()
-        found["recall"] = (time.perf_counter() - started) * 1000
         found["restart"] = await milliseconds(restarted, asked((*labels[2:], *labels[:2])), cached=False)
     return found | made(labels)
 
