@@ -110,6 +110,24 @@ def write_atomic(uri: str, data: bytes | str) -> None:
     filesystem.pipe_file(path, payload)  # object stores publish an object only when its upload is complete
 
 
+def write_whole(uri: str, data: bytes) -> None:
+    """Like `write_atomic` without waiting for the disk, for what is checked when it is read and can be made again.
+
+    After a power cut it may be there and damaged; a process that is killed leaves the whole object or nothing.
+    """
+    if not is_local(uri):
+        write_atomic(uri, data)
+        return
+    target = local_path(uri)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 @contextmanager
 def staged_file(uri: str) -> Iterator[Path]:
     """A local file to write, of any size; on leaving it becomes the object, whole and durable, or nothing on an error."""

@@ -87,6 +87,10 @@ class ServiceSettings(StrictModel):
     hypernetwork: DeploymentScale = DeploymentScale(num_cpus=0.5, max_ongoing_requests=8, target_ongoing_requests=2)
     image_encoder: DeploymentScale = DeploymentScale(num_cpus=0.5, target_ongoing_requests=16)
     rollout: RolloutConfig = RolloutConfig()
+    text_feature_bytes: PositiveInt = 256 * 2**20
+    """Label features that a replica of the hypernetwork keeps, so that a label seen before costs nothing."""
+    task_ttl_s: Annotated[float, Field(ge=60)] | None = None
+    """Tasks that nobody has used for so long are removed; none when absent."""
     task_cache_s: NonNegativeFloat = 30
     """How long an ingress replica remembers a task: a deletion may take as long to be seen by the others."""
 

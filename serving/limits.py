@@ -40,6 +40,10 @@ class ServingLimits(StrictModel):
     """Of one label or template."""
     max_templates: Annotated[int, Field(ge=1, le=MAX_TEMPLATES)] = MAX_TEMPLATES
     """Templates of one task."""
+    max_tasks_per_tenant: PositiveInt = 10_000
+    """Tasks that a tenant may have at a time."""
+    max_labels_per_tenant: PositiveInt = 1_000_000
+    """Labels of all these together."""
     max_texts: PositiveInt = 256
     """Texts in one call for text features."""
     max_total_tokens: PositiveInt = 1_000_000

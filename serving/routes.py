@@ -33,6 +33,7 @@ from serving.schemas import (
     Problem,
     TaskCreated,
     TaskInfo,
+    TaskList,
     TaskRequest,
     TextRequest,
 )
@@ -70,6 +71,7 @@ PROBLEMS: Mapping[int | str, dict[str, Any]] = {
         400: "The body cannot be read",
         401: "No API key, or an unknown one; where the service has keys",
         408: "The body did not arrive in time",
+        403: "Not allowed: from another site, or more tasks than a tenant may have",
         413: "Body or picture too large",
         415: "Not a media type or picture format that is read",
         422: "What was asked for cannot be done",
@@ -100,6 +102,11 @@ def create_http_app(service: ClassifierService, access: Access | None = None) ->
     async def create_task(request: Request) -> TaskCreated:
         """Name the classes; the same names again give the same task."""
         return await service.create_task(await read_json(request, TaskRequest, limits), tenant=tenant_of(request))
+
+    @app.get("/v1/tasks", tags=["tasks"])
+    async def list_tasks(request: Request) -> TaskList:
+        """Your tasks, the one used last first, and how many there may be."""
+        return await service.list_tasks(tenant=tenant_of(request))
 
     @app.get("/v1/tasks/{task_id}", tags=["tasks"], responses=dict(NOT_FOUND))
     async def get_task(request: Request, task_id: str) -> TaskInfo:

@@ -66,6 +66,25 @@ class TaskInfo(WireModel):
     pinned_version: str | None
 
 
+class TaskSummary(WireModel):
+    """One task in a list."""
+
+    task_id: TaskId
+    num_labels: int
+    used_at: int
+    """Seconds since 1970: its last use, to a day or to a tenth of the time after which unused tasks are removed."""
+
+
+class TaskList(WireModel):
+    """`GET /v1/tasks`."""
+
+    tasks: tuple[TaskSummary, ...]
+    num_labels: int
+    """Of all tasks together."""
+    max_tasks: int
+    max_labels: int
+
+
 class Prediction(WireModel):
     """One label for one picture."""
 

@@ -1,11 +1,12 @@
 """What the ingress does, without Ray and without HTTP: find or make the task, ask the backends, put the answer together."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Sequence
 from typing import TypeVar
 
-from infra.errors import BadInputError
+from infra.errors import BadInputError, CorruptArtefactError
 from serving.limits import ServingLimits
 from serving.messages import (
     NOT_LOADED,
@@ -30,13 +31,19 @@ from serving.schemas import (
     Parameters,
     TaskCreated,
     TaskInfo,
+    TaskList,
     TaskRequest,
+    TaskSummary,
     Timings,
 )
 from serving.single_flight import SingleFlight
 from serving.task_cache import TaskCache
-from serving.task_record import TaskRecord, is_task_id, make_record, specialization_id
+from serving.task_record import TaskRecord, is_task_id, specialization_id
+from serving.task_requests import TaskRequests
 from serving.task_store import TaskStore
+from serving.tenant_tasks import TenantTasks
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -54,13 +61,16 @@ class ClassifierService:
         limits: ServingLimits,
         metrics: IngressMetrics,
         task_cache_s: float,
+        task_ttl_s: float | None,
     ) -> None:
         self.limits = limits
         self.metrics = metrics
         self._hypernetwork = hypernetwork
         self._image_encoder = image_encoder
         self._store = store
+        self._requests = TaskRequests(limits)
         self._tasks = TaskCache(ttl_s=task_cache_s)
+        self._of_tenants = TenantTasks(store, limits, ttl_s=task_ttl_s, refresh_s=task_cache_s)
         self._flights = SingleFlight()
         self._versions = versions
 
@@ -87,9 +97,12 @@ class ClassifierService:
     async def create_task(self, request: TaskRequest, *, tenant: str) -> TaskCreated:
         """Make a task ready to classify; the same task again costs next to nothing."""
         started = time.perf_counter()
-        record = self._record(request, tenant)
+        record = self._requests.record(request, tenant)
 
         async def make_ready(model: ModelInfo) -> Specialized | None:
+            if self._tasks.is_ready(record.task_id, digest=model.digest):
+                self._of_tenants.used(record)
+                return None
             key = ("create", record.task_id, model.digest)
             return await self._flights.do(key, lambda: self._make_ready(record, model))
 
@@ -119,7 +132,18 @@ class ClassifierService:
     async def delete_task(self, task: str, *, tenant: str) -> None:
         record = await self._find(task, tenant)
         self._tasks.forget(record.task_id)
-        await asyncio.to_thread(self._store.delete, record.task_id, tenant=record.tenant)
+        await self._of_tenants.delete(record)
+
+    async def list_tasks(self, *, tenant: str) -> TaskList:
+        """The tasks of a tenant, the one used last first."""
+        uses = await self._of_tenants.uses(tenant)
+        listed = [TaskSummary(task_id=task, num_labels=use.num_labels, used_at=use.used_at) for task, use in uses.items()]
+        return TaskList(
+            tasks=tuple(sorted(listed, key=lambda task: task.used_at, reverse=True)),
+            num_labels=sum(task.num_labels for task in listed),
+            max_tasks=self.limits.max_tasks_per_tenant,
+            max_labels=self.limits.max_labels_per_tenant,
+        )
 
     async def export(self, task: str, *, tenant: str) -> bytes:
         """The edge package of a task, as a zip file."""
@@ -206,41 +230,35 @@ class ClassifierService:
 
     # ---- parts -------------------------------------------------------------------------------------------------------
 
-    def _record(self, request: TaskRequest, tenant: str) -> TaskRecord:
-        limits = self.limits
-        if len(request.labels) > limits.max_labels:
-            raise BadInputError(f"{len(request.labels):,} labels; at most {limits.max_labels:,} are allowed in one task")
-        if request.templates is not None and len(request.templates) > limits.max_templates:
-            raise BadInputError(f"{len(request.templates):,} templates; at most {limits.max_templates:,} are allowed")
-        for text in (*request.labels, *(request.templates or ())):
-            if len(text) > limits.max_label_characters:
-                raise BadInputError(
-                    f"{text[:40]!r}... has {len(text):,} characters; at most {limits.max_label_characters} are allowed"
-                )
-        return make_record(
-            tenant=tenant, labels=request.labels, templates=request.templates, pinned_version=request.pinned_version
-        )
-
     async def _find(self, task: str, tenant: str) -> TaskRecord:
         """A task of this tenant; one of another tenant is as unknown as one that never was."""
         record = self._tasks.get(task)
         if record is not None and record.tenant != tenant:
             record = None
         elif record is None and is_task_id(task):
-            record = await asyncio.to_thread(self._store.get, task, tenant=tenant)
+            record = await asyncio.to_thread(self._stored, task, tenant)
+            if record is not None:
+                self._of_tenants.used(record)
         if record is None:
             raise ProblemError(404, "unknown_task", "there is no such task; create it with POST /v1/tasks")
         self._tasks.put(record)
         return record
 
+    def _stored(self, task: str, tenant: str) -> TaskRecord | None:
+        try:
+            return self._store.get(task, tenant=tenant)
+        except CorruptArtefactError as error:  # creating the task again stores it again
+            logger.error("a task counts as unknown: %s", error)
+            return None
+
     async def _make_ready(self, record: TaskRecord, model: ModelInfo) -> Specialized | None:
         """Store the task, and its encoder unless that is there; None when it was."""
         specialization = specialization_id(record.task_id, model.digest)
         made = None
-        if not await asyncio.to_thread(self._store.has_encoder, record.task_id, specialization):
-            made = await self._specialize(record, model)
-        await asyncio.to_thread(self._store.put, record)
-        self._tasks.put(record)
+        async with self._of_tenants.place(record):
+            if not await asyncio.to_thread(self._store.has_encoder, record.task_id, specialization):
+                made = await self._specialize(record, model)
+        self._tasks.put_ready(record, digest=model.digest)
         return made
 
     async def _specialize(self, record: TaskRecord, model: ModelInfo) -> Specialized:

@@ -19,6 +19,7 @@ class TaskCache:
         self._max_labels = max_labels
         self._num_labels = 0
         self._entries: OrderedDict[str, tuple[TaskRecord, float]] = OrderedDict()
+        self._ready: dict[str, set[str]] = {}
 
     def get(self, task: str) -> TaskRecord | None:
         """The task, unless it was read too long ago."""
@@ -40,6 +41,17 @@ class TaskCache:
         while self._num_labels > self._max_labels:
             self.forget(next(iter(self._entries)))
 
+    def put_ready(self, record: TaskRecord, *, digest: str) -> None:
+        """Remember a task, and that its encoder by this model is stored."""
+        self.put(record)
+        if record.task_id in self._entries:
+            self._ready.setdefault(record.task_id, set()).add(digest)
+
+    def is_ready(self, task: str, *, digest: str) -> bool:
+        """Whether the task and its encoder were stored, not too long ago."""
+        return self.get(task) is not None and digest in self._ready.get(task, ())
+
     def forget(self, task: str) -> None:
+        self._ready.pop(task, None)
         if entry := self._entries.pop(task, None):
             self._num_labels -= len(entry[0].labels)

@@ -1,6 +1,7 @@
 """Tasks and the encoders made for them, in a folder or an object store, so that a restart finds them.
 
 tasks/TENANT/TASK.json                                  what the task is
+used/TENANT/TASK.LABELS.SECONDS                         a note of its last use (task_ledger.py)
 specialized/TASK/SPECIALIZATION/encoder.safetensors     delta and label features, written before
 specialized/TASK/SPECIALIZATION/task.json               which says that they are complete
 specialized/TASK/SPECIALIZATION/package.zip             the edge package, once somebody asked for it
@@ -8,6 +9,7 @@ specialized/TASK/SPECIALIZATION/package.zip             the edge package, once s
 Every address follows from the content: writing the same thing twice, or at the same time, changes nothing.
 """
 
+import logging
 import tempfile
 from pathlib import Path
 
@@ -15,7 +17,9 @@ from infra import storage
 from infra.errors import BadInputError, CorruptArtefactError, HyperClipError
 from serving.task_record import TaskRecord, is_task_id, specialization_id, task_id
 from training.bundle import Bundle
-from training.specialize import ENCODER_NAME, TASK_NAME, SpecializedEncoder, load_specialized, save_specialized
+from training.specialize import ENCODER_NAME, TASK_NAME, SpecializedEncoder, load_specialized, specialized_files
+
+logger = logging.getLogger(__name__)
 
 PACKAGE_NAME = "package.zip"
 
@@ -31,10 +35,16 @@ class TaskStore:
         self.uri = uri
 
     def put(self, record: TaskRecord) -> None:
-        """Store a task; one that is there is left as it is."""
-        uri = self._record_uri(record.tenant, record.task_id)
-        if not storage.exists(uri):
-            storage.write_atomic(uri, record.model_dump_json(indent=1))
+        """Store a task; one that is there is left as it is, unless it is damaged."""
+        try:
+            if self.get(record.task_id, tenant=record.tenant) is not None:
+                return
+        except CorruptArtefactError as error:
+            logger.error("stored again: %s", error)
+        storage.write_atomic(self._record_uri(record.tenant, record.task_id), record.model_dump_json(indent=1))
+
+    def has(self, task: str, *, tenant: str) -> bool:
+        return storage.exists(self._record_uri(tenant, task))
 
     def get(self, task: str, *, tenant: str) -> TaskRecord | None:
         """A task, or None when there is none.
@@ -45,8 +55,13 @@ class TaskStore:
         uri = self._record_uri(tenant, task)
         if not storage.exists(uri):
             return None
-        storage.check_schema_version(uri, newest=1)
-        record = storage.read_model(uri, TaskRecord)
+        try:
+            storage.check_schema_version(uri, newest=1)
+            record = storage.read_model(uri, TaskRecord)
+        except BadInputError:
+            if not storage.exists(uri):  # deleted just now
+                return None
+            raise
         expected = task_id(
             tenant=tenant, labels=record.labels, templates=record.templates, pinned_version=record.pinned_version
         )
@@ -59,16 +74,18 @@ class TaskStore:
         storage.remove(self._record_uri(tenant, task))
         storage.remove(storage.join(self.uri, "specialized", task))
 
+    def tasks_with_encoders(self) -> list[str]:
+        """Addresses of the tasks of all tenants for which something was made, in no order that means anything."""
+        return [uri.rpartition("/")[2] for uri in storage.list_folders(storage.join(self.uri, "specialized"))]
+
     def has_encoder(self, task: str, specialization: str) -> bool:
         return storage.exists(self._encoder_uri(task, specialization, TASK_NAME))
 
     def put_encoder(self, task: str, encoder: SpecializedEncoder, bundle: Bundle) -> str:
         """Store an encoder whole or not at all; returns its specialization id."""
         specialization = specialization_id(task, bundle.digest)
-        with tempfile.TemporaryDirectory() as folder:
-            save_specialized(encoder, Path(folder), bundle)
-            for name in (ENCODER_NAME, TASK_NAME):  # the one that says "done" last
-                storage.write_atomic(self._encoder_uri(task, specialization, name), (Path(folder) / name).read_bytes())
+        for name, data in specialized_files(encoder, bundle).items():  # the one that says "done" last
+            storage.write_whole(self._encoder_uri(task, specialization, name), data)
         return specialization
 
     def get_encoder(self, task: str, specialization: str, bundle: Bundle) -> SpecializedEncoder:
@@ -78,6 +95,8 @@ class TaskStore:
             NotSpecializedError: none is there, it is damaged, or another model made it.
         """
         try:
+            if storage.is_local(self.uri):
+                return load_specialized(storage.local_path(self._encoder_uri(task, specialization, TASK_NAME)).parent, bundle)
             with tempfile.TemporaryDirectory() as folder:
                 for name in (ENCODER_NAME, TASK_NAME):
                     (Path(folder) / name).write_bytes(storage.read_bytes(self._encoder_uri(task, specialization, name)))

@@ -5,8 +5,9 @@ Shapes: C labels, K templates, D embedding, P generated values.
 """
 
 import hashlib
+import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,13 +24,20 @@ from training.bundle import Bundle
 from training.model.hypernetwork import MAX_SET_SIZE
 from training.model.parameter_delta import GroupDelta
 from training.score import Scores, class_scores
-from training.tokenizer import CONTEXT_LENGTH
+from training.tokenizer import CONTEXT_LENGTH, END_OF_TEXT
 
 TASK_NAME = "task.json"
 ENCODER_NAME = "encoder.safetensors"
 MAX_LABEL_CHARACTERS = 300
 MAX_TEMPLATES = 100
 TEXT_BATCH = 256
+TEXTS_AT_ONCE = 16_384
+"""Whose tokens are in memory together."""
+LENGTH_STEP, MIN_ROWS = 8, 4
+"""A text is padded to a multiple of so many tokens and never goes in fewer rows: then its features do not depend on its
+neighbours.  Matrix products of fewer rows take other kernels, whose sums differ in the last bit."""
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+"""Unicode's category Cc."""
 
 
 class SpecializedTask(StrictModel):
@@ -69,20 +77,27 @@ class SpecializedEncoder:
         return class_scores(features, self.text_features, logit_scale=self.logit_scale, logit_bias=self.logit_bias)
 
 
+LabelEncoder = Callable[[Bundle, Sequence[str], Sequence[str]], Tensor]
+"""Labels and templates -> (C, D), as `encode_labels`."""
+
+
 @torch.no_grad()
-def specialize(bundle: Bundle, labels: Sequence[str], templates: Sequence[str] | None = None) -> SpecializedEncoder:
+def specialize(
+    bundle: Bundle, labels: Sequence[str], templates: Sequence[str] | None = None, *, encode: LabelEncoder | None = None
+) -> SpecializedEncoder:
     """Make the encoder for these labels; their order changes nothing but the order of the scores.
 
     Args:
         labels: 1 to 10,000 distinct names.
         templates: texts with one `{}` for the name; the bundle's own when absent.
+        encode: `encode_labels`, or one that remembers what it gave before.
 
     Raises:
         BadInputError: an empty list, an empty, repeated or overlong label, or a bad template.
     """
     checked_labels = check_labels(labels)
     checked_templates = bundle.templates if templates is None else check_templates(templates)
-    text_features = encode_labels(bundle, checked_labels, checked_templates)
+    text_features = (encode or encode_labels)(bundle, checked_labels, checked_templates)
     task = SpecializedTask(labels=checked_labels, templates=checked_templates, bundle_digest=bundle.digest)
     return SpecializedEncoder(
         task=task,
@@ -108,7 +123,7 @@ def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
     for place, label in enumerate(canonical):
         if not label:
             raise BadInputError(f"label {place + 1} is empty")
-        if any(unicodedata.category(character) == "Cc" for character in label):
+        if _CONTROL_CHARACTER.search(label):
             raise BadInputError(f"label {place + 1}, {label[:40]!r}, holds a control character, such as a line break or a tab")
         if len(label) > MAX_LABEL_CHARACTERS:
             raise BadInputError(f"label {place + 1} has {len(label):,} characters; at most {MAX_LABEL_CHARACTERS} are allowed")
@@ -148,14 +163,28 @@ def encode_labels(bundle: Bundle, labels: Sequence[str], templates: Sequence[str
 
 @torch.no_grad()
 def encode_texts(bundle: Bundle, texts: Sequence[str]) -> Tensor:
-    """(T, D) unit vectors, in batches of bounded memory; texts of similar length go together, as padding costs time."""
+    """(T, D) unit vectors, in batches of bounded memory.
+
+    What a text gives does not depend on the others, up to the last bit on the processors we know and to 1e-6 on any.
+    """
     device = bundle.model.log_scale.device
-    order = sorted(range(len(texts)), key=lambda number: len(texts[number])) if len(texts) > TEXT_BATCH else range(len(texts))
-    batches = [order[start : start + TEXT_BATCH] for start in range(0, len(texts), TEXT_BATCH)]
-    features = torch.cat(
-        [bundle.model.encode_text(bundle.tokenizer([texts[number] for number in batch]).to(device)) for batch in batches]
-    )
-    return features[torch.argsort(torch.tensor(order))] if len(texts) > TEXT_BATCH else features
+    features = torch.empty(len(texts), bundle.model.config.text.embed_dim, device=device)
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        tokens = bundle.tokenizer.padded(texts[start : start + TEXTS_AT_ONCE])
+        lengths = (tokens == END_OF_TEXT).int().argmax(dim=1) + 1
+        padded = (lengths + LENGTH_STEP - 1).div(LENGTH_STEP, rounding_mode="floor") * LENGTH_STEP
+        for length in padded.unique().tolist():
+            for rows in _in_batches((padded == length).nonzero()[:, 0]):
+                batch = tokens[rows, :length].to(device)
+                missing = max(0, MIN_ROWS - len(rows))
+                batch = torch.cat([batch, batch[:1].expand(missing, -1)])
+                features[start + rows.to(device)] = bundle.model.encode_text(batch)[: len(rows)]
+    return features
+
+
+def _in_batches(rows: Tensor) -> list[Tensor]:
+    """Of about the same size: a rest of one to three would have to be padded."""
+    return list(torch.tensor_split(rows, -(-len(rows) // TEXT_BATCH)))
 
 
 def save_specialized(encoder: SpecializedEncoder, folder: Path, bundle: Bundle) -> None:
@@ -166,13 +195,18 @@ def save_specialized(encoder: SpecializedEncoder, folder: Path, bundle: Bundle) 
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInputError(f"{folder} exists and is not an empty folder; an encoder gets a folder of its own")
+    for name, data in specialized_files(encoder, bundle).items():
+        storage.write_atomic(str(folder / name), data)
+
+
+def specialized_files(encoder: SpecializedEncoder, bundle: Bundle) -> dict[str, bytes]:
+    """Name and content of each file, in the order in which they are to be written."""
     named = bundle.model.image_encoder.layout.split(encoder.delta)
     tensors = {f"delta.{name}": value.clone() for name, value in named.items()}
     tensors |= {"text_features": encoder.text_features, "logit_scale": encoder.logit_scale, "logit_bias": encoder.logit_bias}
     data = save({name: value.cpu().contiguous() for name, value in tensors.items()})
     stored = StoredTask(**encoder.task.model_dump(), encoder_sha256=hashlib.sha256(data).hexdigest())
-    storage.write_atomic(str(folder / ENCODER_NAME), data)
-    storage.write_atomic(str(folder / TASK_NAME), stored.model_dump_json(indent=1))
+    return {ENCODER_NAME: data, TASK_NAME: stored.model_dump_json(indent=1).encode()}
 
 
 def load_specialized(folder: Path, bundle: Bundle) -> SpecializedEncoder:

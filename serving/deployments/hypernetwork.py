@@ -1,6 +1,9 @@
 """The deployment that makes encoders: text encoder and hypernetwork.  Rare and heavy."""
 
 import asyncio
+import contextlib
+import logging
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +18,7 @@ from serving.deployments.replica import set_up_replica
 from serving.devices import usable_device
 from serving.engines.hypernetwork import HypernetworkEngine
 from serving.engines.image_encoder import model_info
+from serving.engines.text_features import TextFeatureCache
 from serving.messages import NOT_LOADED, Embedded, Refused, Specialized
 from serving.model_source import ServedModel, load
 from serving.rollout.loaded_models import LoadedModel, LoadedModels
@@ -22,12 +26,19 @@ from serving.rollout.plan import Plan
 from serving.rollout.serve_source import plan_source
 from serving.schemas import ModelInfo
 from serving.single_flight import SingleFlight
+from serving.task_ledger import TaskLedger
 from serving.task_record import TaskRecord, specialization_id
 from serving.task_store import NotSpecializedError, TaskStore
+from serving.task_sweep import sweep
 from serving.tracing import traced
 from training.specialize import SpecializedEncoder
 
+logger = logging.getLogger(__name__)
+
 Result = TypeVar("Result")
+
+
+MAX_SWEEP_INTERVAL_S = 3600.0
 
 
 class Hypernetwork:
@@ -38,12 +49,18 @@ class Hypernetwork:
         set_up_replica(config)
         torch.set_num_threads(config.hypernetwork.num_threads)
         self._config = config
-        self._models = LoadedModels(plan_source(config, origin), self._load, part="hypernetwork", warm=self._warm)
         self._store = TaskStore(config.task_store_uri)
+        self.recalled = threading.Event()
+        """Label features made before a restart have been read."""
+        self._text_features = TextFeatureCache(capacity_bytes=config.text_feature_bytes)
+        self._models = LoadedModels(plan_source(config, origin), self._load, part="hypernetwork", warm=self._warm)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hypernetwork")
         self._flights = SingleFlight()
         if config.follows:
             self._following = asyncio.get_running_loop().create_task(self._models.follow(config.rollout.sync_interval_s))
+
+        if config.task_ttl_s is not None:
+            threading.Thread(target=self._sweep, args=(config.task_ttl_s,), name="sweep", daemon=True).start()
 
     @traced("hypernetwork.describe")
     async def describe(self) -> tuple[ModelInfo, ...]:
@@ -70,7 +87,23 @@ class Hypernetwork:
     def _load(self, served: ServedModel) -> LoadedModel[HypernetworkEngine]:
         bundle = load(served, device=usable_device(self._config.hypernetwork))
         info = model_info(bundle, name=served.name, version=served.version)
-        return LoadedModel(info, HypernetworkEngine(bundle, self._config.limits))
+        engine = HypernetworkEngine(bundle, self._config.limits, text_features=self._text_features)
+        threading.Thread(target=self._recall, args=(engine,), name="recall", daemon=True).start()
+        return LoadedModel(info, engine)
+
+    def _recall(self, engine: HypernetworkEngine) -> None:
+        """Take label features from the encoders that this model made before a restart, until memory is full."""
+        try:
+            for task in self._store.tasks_with_encoders():
+                if self._text_features.full:
+                    return
+                specialization = specialization_id(task, engine.bundle.digest)
+                with contextlib.suppress(NotSpecializedError):  # made by another model only, or damaged
+                    engine.remember(self._store.get_encoder(task, specialization, engine.bundle))
+        except Exception:  # the store is away: labels are encoded anew
+            logger.exception("cannot read the label features of stored encoders")
+        finally:
+            self.recalled.set()
 
     async def _warm(self, plan: Plan, digest: str) -> None:
         """Specialize recent tasks for the next champion, one by one, so that users' calls come in between."""
@@ -81,10 +114,21 @@ class Hypernetwork:
             if record is not None:  # or it was deleted
                 await self.specialize(record, digest=digest)
 
+    def _sweep(self, ttl_s: float) -> None:
+        """Remove unused tasks again and again; several replicas may do it at the same time."""
+        ledger = TaskLedger(self._store.uri)
+        while True:
+            try:
+                sweep(self._store, ledger, ttl_s=ttl_s, now=time.time())
+            except Exception:  # the store is away
+                logger.exception("cannot remove unused tasks")
+            time.sleep(min(MAX_SWEEP_INTERVAL_S, ttl_s / 10))
+
     def _specialize(self, engine: HypernetworkEngine, record: TaskRecord) -> Specialized:
+        """What another replica has stored in the meantime is taken, if it is whole."""
         started = time.perf_counter()
-        encoder = engine.specialize(record)
-        specialization = self._store.put_encoder(record.task_id, encoder, engine.bundle)
+        specialization = specialization_id(record.task_id, engine.bundle.digest)
+        self._encoder(engine, record, specialization)
         return Specialized(specialization, round((time.perf_counter() - started) * 1000, 3))
 
     def _export(self, engine: HypernetworkEngine, record: TaskRecord) -> bytes:
@@ -97,11 +141,12 @@ class Hypernetwork:
 
     def _encoder(self, engine: HypernetworkEngine, record: TaskRecord, specialization: str) -> SpecializedEncoder:
         try:
-            return self._store.get_encoder(record.task_id, specialization, engine.bundle)
+            encoder = self._store.get_encoder(record.task_id, specialization, engine.bundle)
+            engine.remember(encoder)
         except NotSpecializedError:
             encoder = engine.specialize(record)
             self._store.put_encoder(record.task_id, encoder, engine.bundle)
-            return encoder
+        return encoder
 
     async def _run(self, digest: str, work: Callable[[HypernetworkEngine], Result]) -> Result | Refused:
         if (model := await self._models.find(digest)) is None:

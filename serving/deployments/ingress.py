@@ -55,6 +55,7 @@ class Ingress:
             limits=config.limits,
             metrics=metrics,
             task_cache_s=config.task_cache_s,
+            task_ttl_s=config.task_ttl_s,
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from infra.errors import BadInputError
+from serving.engines.text_features import TextFeatureCache
 from serving.limits import ServingLimits
 from serving.task_record import TaskRecord
 from training.bundle import Bundle
@@ -15,9 +16,11 @@ from training.specialize import SpecializedEncoder, encode_texts, specialize
 class HypernetworkEngine:
     """One model's text side; for one thread at a time."""
 
-    def __init__(self, bundle: Bundle, limits: ServingLimits) -> None:
+    def __init__(self, bundle: Bundle, limits: ServingLimits, *, text_features: TextFeatureCache) -> None:
+        """Args: text_features, shared by the models of a replica, so that its bound is one for all."""
         self.bundle = bundle
         self._limits = limits
+        self._text_features = text_features
 
     def specialize(self, record: TaskRecord) -> SpecializedEncoder:
         """Make the encoder of a task.
@@ -26,8 +29,12 @@ class HypernetworkEngine:
             BadInputError: a text does not fit the text encoder, or all together have too many tokens.
         """
         templates = self.bundle.templates if record.templates is None else record.templates
-        self._check_total_tokens([template.replace("{}", label) for label in record.labels for template in templates])
-        return specialize(self.bundle, record.labels, templates)
+        self._check_total_tokens(record.labels, templates)
+        return specialize(self.bundle, record.labels, templates, encode=self._text_features.encode)
+
+    def remember(self, encoder: SpecializedEncoder) -> None:
+        """Take the label features of an encoder that this model made earlier."""
+        self._text_features.put(self.bundle, encoder.task.labels, encoder.task.templates, encoder.text_features)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """(T, D) unit vectors, one per text.
@@ -53,13 +60,16 @@ class HypernetworkEngine:
         """
         return package_bytes(self.bundle, encoder)
 
-    def _check_total_tokens(self, texts: Sequence[str]) -> None:
+    def _check_total_tokens(self, labels: Sequence[str], templates: Sequence[str]) -> None:
         most = self._limits.max_total_tokens
-        if sum(map(len, texts)) * 4 + 2 * len(texts) <= most:  # a character gives at most four tokens (its UTF-8 bytes)
+        num_texts = len(labels) * len(templates)
+        characters = sum(map(len, labels)) * len(templates) + sum(len(template) - 2 for template in templates) * len(labels)
+        if characters * 4 + 2 * num_texts <= most:  # a character gives at most four tokens (its UTF-8 bytes)
             return
         total = 0
-        for text in texts:
-            total += self.bundle.tokenizer.num_tokens(text)
+        for label in labels:
+            for template in templates:
+                total += self.bundle.tokenizer.num_tokens(template.replace("{}", label))
             if total > most:
                 raise BadInputError(
                     f"labels times templates give more than the {most:,} tokens allowed; use fewer labels or templates"

@@ -93,6 +93,7 @@ def local_service(config: ServingConfig, *, hypernetwork: HypernetworkBackend | 
         limits=config.limits,
         metrics=metrics,
         task_cache_s=config.task_cache_s,
+        task_ttl_s=config.task_ttl_s,
     )
     transport = httpx.ASGITransport(create_http_app(service, Access(config.tenants, config.limits)), raise_app_exceptions=False)
     http = httpx.AsyncClient(transport=transport, base_url="http://service")

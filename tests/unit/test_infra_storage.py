@@ -157,3 +157,15 @@ def test_an_artefact_without_a_version_is_corrupt(root: str, content: bytes) -> 
     storage.write_atomic(uri, content)
     with pytest.raises(CorruptArtefactError, match="schema_version"):
         storage.check_schema_version(uri, newest=1)
+
+
+def test_an_object_that_can_be_made_again_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = str(tmp_path / "folder" / "object")
+    storage.write_whole(uri, b"first")
+    monkeypatch.setattr(Path, "replace", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        storage.write_whole(uri, b"second")
+    assert storage.read_bytes(uri) == b"first"
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["object"]

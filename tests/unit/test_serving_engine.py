@@ -14,6 +14,7 @@ from serving.engines.hypernetwork import HypernetworkEngine
 from serving.engines.image_encoder import EncodeItem, ImageEncoderEngine, ReadyTask
 from serving.engines.predictions import best_labels
 from serving.engines.resident import ResidentEncoders
+from serving.engines.text_features import TextFeatureCache
 from serving.limits import ServingLimits
 from serving.task_record import make_record
 from tests.unit.model_helpers import KINDS, config_with
@@ -154,7 +155,9 @@ def test_scores_far_apart_do_not_overflow() -> None:
 
 
 def test_total_tokens_are_bounded_before_the_model_runs(bundle: Bundle) -> None:
-    engine = HypernetworkEngine(bundle, ServingLimits(max_total_tokens=30))
+    engine = HypernetworkEngine(
+        bundle, ServingLimits(max_total_tokens=30), text_features=TextFeatureCache(capacity_bytes=10**6)
+    )
     few = make_record(tenant="t", labels=["cat", "dog"], templates=["a photo of a {}"], pinned_version=None)  # 14 tokens
     assert engine.specialize(few).task.labels == ("cat", "dog")
     many = make_record(tenant="t", labels=[f"cat {i}" for i in range(9)], templates=None, pinned_version=None)  # 4 or more each
@@ -167,9 +170,11 @@ def test_total_tokens_are_bounded_before_the_model_runs(bundle: Bundle) -> None:
 )
 def test_texts_that_cannot_be_encoded_are_named(bundle: Bundle, texts: list[str], message: str) -> None:
     with pytest.raises(BadInputError, match=message):
-        HypernetworkEngine(bundle, ServingLimits()).embed_texts(texts)
+        HypernetworkEngine(bundle, ServingLimits(), text_features=TextFeatureCache(capacity_bytes=10**6)).embed_texts(texts)
 
 
 def test_the_package_of_a_task_is_an_onnx_zip(bundle: Bundle, encoders: Sequence[SpecializedEncoder], tmp_path: Path) -> None:
-    package = HypernetworkEngine(bundle, ServingLimits()).package(encoders[0])
+    package = HypernetworkEngine(bundle, ServingLimits(), text_features=TextFeatureCache(capacity_bytes=10**6)).package(
+        encoders[0]
+    )
     assert package.startswith(b"PK") and b"model.onnx" in package

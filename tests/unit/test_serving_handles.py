@@ -36,7 +36,7 @@ class Handle:
 
 def embed(handle: Handle) -> Any:
     backend = ImageEncoderHandle(cast(DeploymentHandle, handle), ServingLimits())
-    return asyncio.run(cast(Any, backend.embed([b"picture"], digest="0")))
+    return asyncio.run(cast(Any, backend.embed([b"picture"], digest="0", tenant="default")))
 
 
 @pytest.mark.parametrize("death", [ActorDiedError, lambda: UNAVAILABLE])

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from infra.errors import BadInputError, CorruptArtefactError
+from serving.limits import ServingLimits
+from serving.schemas import TaskRequest
 from serving.task_cache import TaskCache
 from serving.task_record import TaskRecord, is_task_id, make_record, specialization_id, task_id
+from serving.task_requests import TaskRequests
 from serving.task_store import ENCODER_NAME, NotSpecializedError, TaskStore
 from tests.unit.serving_helpers import make_bundle
 from training.bundle import Bundle, load_bundle
@@ -143,3 +146,39 @@ def test_memory_for_tasks_is_bounded_by_their_labels() -> None:
 def test_task_id_takes_lists_and_tuples_alike() -> None:
     as_list = task_id(tenant="t", labels=["a"], templates=["{}"], pinned_version=None)
     assert as_list == task_id(tenant="t", labels=("a",), templates=("{}",), pinned_version=None)
+
+
+def test_a_request_that_was_checked_before_gives_the_same_record() -> None:
+    requests = TaskRequests(ServingLimits(max_labels=3), max_labels=4)
+    first = requests.record(TaskRequest(labels=(" a", "b")), "t")
+    assert first == make_record(tenant="t", labels=["a", "b"], templates=None, pinned_version=None)
+    assert requests.record(TaskRequest(labels=(" a", "b")), "t") is first
+    others = [
+        requests.record(TaskRequest(labels=("a", "b")), "t"),  # the same task, asked for in another spelling
+        requests.record(TaskRequest(labels=(" a", "b")), "u"),
+        requests.record(TaskRequest(labels=(" a", "b"), templates=("{}",)), "t"),
+        requests.record(TaskRequest(labels=(" a", "b"), pinned_version="1"), "t"),
+    ]
+    assert [other.task_id == first.task_id for other in others] == [True, False, False, False]
+    assert requests.record(TaskRequest(labels=(" a", "b")), "t") is not first  # memory is bounded by the labels
+    for labels in (("a", "a"), ("a", "b", "c", "d"), ()):
+        for _ in range(2):  # a refusal is not remembered as anything else
+            with pytest.raises(BadInputError):
+                requests.record(TaskRequest(labels=labels), "t")
+
+
+def test_what_is_ready_is_known_for_each_model_and_as_long_as_the_task() -> None:
+    now = 0.0
+    cache = TaskCache(ttl_s=10, clock=lambda: now)
+    record = record_of("cat")
+    cache.put_ready(record, digest="x")
+    assert cache.is_ready(record.task_id, digest="x") and not cache.is_ready(record.task_id, digest="y")
+    now = 9.0
+    cache.put_ready(record, digest="y")
+    assert cache.is_ready(record.task_id, digest="y")
+    now = 10.0
+    assert not cache.is_ready(record.task_id, digest="x")
+    cache.put_ready(record, digest="y")
+    assert not cache.is_ready(record.task_id, digest="x")
+    cache.forget(record.task_id)
+    assert not cache.is_ready(record.task_id, digest="y")
