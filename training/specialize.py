@@ -168,7 +168,8 @@ def encode_texts(bundle: Bundle, texts: Sequence[str]) -> Tensor:
     What a text gives does not depend on the others, up to the last bit on the processors we know and to 1e-6 on any.
     """
     device = bundle.model.log_scale.device
-    features = torch.empty(len(texts), bundle.model.config.text.embed_dim, device=device)
+    parts: list[Tensor] = []
+    places: list[Tensor] = []
     for start in range(0, len(texts), TEXTS_AT_ONCE):
         tokens = bundle.tokenizer.padded(texts[start : start + TEXTS_AT_ONCE])
         lengths = (tokens == END_OF_TEXT).int().argmax(dim=1) + 1
@@ -177,9 +178,9 @@ def encode_texts(bundle: Bundle, texts: Sequence[str]) -> Tensor:
             for rows in _in_batches((padded == length).nonzero()[:, 0]):
                 batch = tokens[rows, :length].to(device)
                 missing = max(0, MIN_ROWS - len(rows))
-                batch = torch.cat([batch, batch[:1].expand(missing, -1)])
-                features[start + rows.to(device)] = bundle.model.encode_text(batch)[: len(rows)]
-    return features
+                parts.append(bundle.model.encode_text(torch.cat([batch, batch[:1].expand(missing, -1)]))[: len(rows)])
+                places.append(start + rows)
+    return torch.cat(parts)[torch.cat(places).argsort().to(device)]
 
 
 def _in_batches(rows: Tensor) -> list[Tensor]:
