@@ -18,7 +18,15 @@ from serving.deployments.ingress import Ingress
 from serving.launch import deployed
 from serving.tenants import tenant_of
 from tests.benchmarks._echo_alone import cpu_seconds
-from tests.benchmarks._serve_echo_sides import CONCURRENCY, LABELS, OPTIONS, NoOpHypernetwork, NoOpImageEncoder, Side
+from tests.benchmarks._serve_echo_sides import (
+    CONCURRENCY,
+    LABELS,
+    OPTIONS,
+    SERVED,
+    NoOpHypernetwork,
+    NoOpImageEncoder,
+    Side,
+)
 from tests.chaos._processes import MARK
 from tests.http_load import request_bytes
 from tests.result import benchmark_result, environment, interleaved, measure, spread
@@ -50,7 +58,7 @@ def measured(*, rounds: int, seconds_a_round: float) -> int:
     found: dict[str, dict[str, MeteredSide]] = {}
     with tempfile.TemporaryDirectory(prefix="hyperclip-body-") as folder, connected(ClusterConfig(num_cpus=2)):
         config = ServingConfig(bundle_uri="unused", task_store_uri=folder, allow_anonymous=True)
-        application = IngressWithBase64.bind(config, NoOpHypernetwork.bind(), NoOpImageEncoder.bind(LABELS))
+        application = IngressWithBase64.bind(config, SERVED, NoOpHypernetwork.bind(), NoOpImageEncoder.bind(LABELS))
         with deployed(application, host="127.0.0.1", port=0) as base_url, ServingClient(base_url) as client:
             task = client.create_task(LABELS).task_id
             port = int(base_url.rpartition(":")[2])
