@@ -196,16 +196,14 @@ class _NoInitialization(TorchFunctionMode):
 
 
 def _loaded(config: HyperClipConfig, path: Path) -> HyperClip:
-    """The model with its weights where they lie: the file is mapped, and a page of it is read when it is needed.
+    """The model with its weights, copied once, to where torch aligns them.
 
-    Only what is stored as float16 is copied, to make float32 of it.  The mapping is private: a model that is trained further
-    does not write to the file.
+    Used where the mapped file has them, they would lie otherwise: sums are then rounded in another order, and a loaded model
+    would differ from the one in memory in the last bit.
     """
     with _NoInitialization():
         model = HyperClip(config)
-    dtypes = {name: value.dtype for name, value in model.state_dict().items()}
-    stored = {name: value.to(dtypes.get(name, value.dtype)) for name, value in load_file(path).items()}
-    model.load_state_dict(stored, assign=True)
+    model.load_state_dict(load_file(path))
     return model
 
 
