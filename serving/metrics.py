@@ -1,7 +1,7 @@
-"""What is measured: one table of all metrics, and the figures of a replica.
+"""What is measured: one table of all metrics, and the figures of an ingress replica.
 
-The ingress keeps its figures twice: for its own `/metrics`, in Prometheus' text form, and in Ray's metrics, which every node
-gives out for all replicas on it and where each name begins with `ray_`.  The other deployments have Ray's only.
+It keeps them twice: for its own `/metrics`, in Prometheus' text form, and in Ray's metrics, which every node gives out for all
+replicas on it and where each name begins with `ray_`.  The other deployments tell theirs in their answers.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -11,7 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 
 from serving.messages import Classified, Refused
 
-__all__ = ["CONTENT_TYPE_LATEST", "ENCODER_METRICS", "INGRESS_METRICS", "IngressMetrics", "Metric", "Publish", "Publisher"]
+__all__ = ["CONTENT_TYPE_LATEST", "IngressMetrics", "Metric", "Publish", "Publisher"]
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 STAGE_SECONDS = (0.0002, 0.0005, 0.001, 0.0025, *SECONDS)
@@ -27,13 +27,6 @@ class Metric(NamedTuple):
     description: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
-
-    @property
-    def exported(self) -> tuple[str, ...]:
-        """Names under which Ray gives it out."""
-        if self.kind == "histogram":
-            return tuple(f"ray_{self.name}_{suffix}" for suffix in ("bucket", "sum", "count"))
-        return (f"ray_{self.name}_total" if self.kind == "counter" else f"ray_{self.name}",)
 
 
 REQUESTS = Metric("hyperclip_requests", "counter", "Requests by route and status", ("method", "route", "status"))
@@ -55,15 +48,6 @@ MODEL_VERSIONS = Metric(
     "1 for the state that a version is in, as this replica knows it",
     ("version", "state"),
 )
-INGRESS_METRICS = (
-    REQUESTS, REQUEST_SECONDS, STAGE, IN_FLIGHT, BODY_BYTES, SHED, TENANT_REQUESTS, TENANT_IMAGES, TASKS, IMAGES, BATCH_SIZE,
-    MODEL_VERSIONS,
-)  # fmt: skip
-
-TASKS_RESIDENT = Metric("hyperclip_tasks_resident", "gauge", "Specialized encoders that an encoder replica keeps ready")
-RESIDENT_BYTES = Metric("hyperclip_resident_bytes", "gauge", "Bytes that these take")
-EVICTIONS = Metric("hyperclip_evictions", "counter", "Specialized encoders dropped to make room")
-ENCODER_METRICS = (TASKS_RESIDENT, RESIDENT_BYTES, EVICTIONS)
 
 Publish = Callable[[float, Mapping[str, str]], None]
 """Takes one observation: an amount to add, a value to set, or a value to count; with the values of its labels."""

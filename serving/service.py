@@ -7,25 +7,23 @@ from collections.abc import Awaitable, Sequence
 from typing import TypeVar
 
 from infra.errors import BadInputError, CorruptArtefactError
+from serving.answers import embedding_answer, image_result, since
 from serving.limits import ServingLimits
 from serving.messages import (
     NOT_LOADED,
     NOT_SPECIALIZED,
     Classified,
-    Embedded,
     HypernetworkBackend,
     ImageEncoderBackend,
     Refused,
     Specialized,
 )
 from serving.metrics import IngressMetrics
-from serving.problems import ProblemError, make_problem
+from serving.problems import ProblemError
 from serving.rollout.served_versions import NotLoadedError, ServedVersions
 from serving.schemas import (
     ClassifyAnswer,
     EmbeddingAnswer,
-    EmbeddingResult,
-    ImageResult,
     ModelInfo,
     ModelList,
     Parameters,
@@ -114,7 +112,7 @@ class ClassifierService:
             model_version=model.version,
             num_labels=len(record.labels),
             cached=specialized is None,
-            timings_ms=Timings(total=_since(started), specialize=None if specialized is None else specialized.milliseconds),
+            timings_ms=Timings(total=since(started), specialize=None if specialized is None else specialized.milliseconds),
         )
 
     async def get_task(self, task: str, *, tenant: str) -> TaskInfo:
@@ -191,17 +189,16 @@ class ClassifierService:
                 results = Refused(503, "not_ready", NOT_SPECIALIZED.detail)
             return results
 
-        model, results = await self._versions.ask(record, ask)
-        if isinstance(results, Refused):
-            raise ProblemError.of(results, retry_after_s=self.limits.retry_after_s)
+        model, asked = await self._versions.ask(record, ask)
+        results = self._answered(asked)
         self.metrics.pictures(results)
         return ClassifyAnswer(
             task_id=record.task_id,
             specialization_id=specialization_id(record.task_id, model.digest),
             model_version=model.version,
             parameters=parameters,
-            results=tuple(_image_result(result, record, model, parameters) for result in results),
-            timings_ms=Timings(total=_since(started), specialize=milliseconds),
+            results=tuple(image_result(result, record, model, parameters) for result in results),
+            timings_ms=Timings(total=since(started), specialize=milliseconds),
         )
 
     async def embed_images(self, images: Sequence[bytes], *, tenant: str) -> EmbeddingAnswer:
@@ -214,7 +211,7 @@ class ClassifierService:
                 self.limits.request_timeout_s, self._image_encoder.embed(images, digest=model.digest, tenant=tenant)
             ),
         )
-        return self._embedding_answer(model, results, started)
+        return embedding_answer(model, self._answered(results), started)
 
     async def embed_texts(self, texts: Sequence[str]) -> EmbeddingAnswer:
         started = time.perf_counter()
@@ -226,7 +223,7 @@ class ClassifierService:
                 self.limits.request_timeout_s, self._hypernetwork.embed_texts(texts, digest=model.digest)
             ),
         )
-        return self._embedding_answer(model, results, started)
+        return embedding_answer(model, self._answered(results), started)
 
     # ---- parts -------------------------------------------------------------------------------------------------------
 
@@ -292,23 +289,10 @@ class ClassifierService:
                 422, "too_many_images", f"{len(images)} pictures; at most {self.limits.max_images} are allowed in one call"
             )
 
-    def _embedding_answer(
-        self, model: ModelInfo, results: Sequence[Embedded | Refused] | Refused, started: float
-    ) -> EmbeddingAnswer:
+    def _answered(self, results: Sequence[Result] | Refused) -> Sequence[Result]:
         if isinstance(results, Refused):
             raise ProblemError.of(results, retry_after_s=self.limits.retry_after_s)
-        _raise_if_all_refused(results)
-        return EmbeddingAnswer(
-            model_version=model.version,
-            dimensions=model.embed_dim,
-            results=tuple(
-                EmbeddingResult(problem=make_problem(result.status, result.reason, result.detail))
-                if isinstance(result, Refused)
-                else EmbeddingResult(embedding=tuple(result.features.tolist()))
-                for result in results
-            ),
-            timings_ms=Timings(total=_since(started)),
-        )
+        return results
 
     async def _within(self, seconds: float, call: Awaitable[Result]) -> Result:
         try:
@@ -324,25 +308,3 @@ class ClassifierService:
         if isinstance(answer, Refused) and answer == NOT_LOADED:
             raise NotLoadedError
         return answer
-
-
-def _raise_if_all_refused(results: Sequence[object]) -> None:
-    refused = [result for result in results if isinstance(result, Refused)]
-    if len(refused) == len(results):
-        raise ProblemError.of(refused[0])
-
-
-def _image_result(result: Classified | Refused, record: TaskRecord, model: ModelInfo, parameters: Parameters) -> ImageResult:
-    if isinstance(result, Refused):
-        return ImageResult(problem=make_problem(result.status, result.reason, result.detail))
-    none_of_these = None
-    if model.none_of_these is not None:
-        best = result.predictions[0]
-        none_of_these = model.none_of_these.probability(best.match, num_labels=len(record.labels), parameters=parameters)
-    return ImageResult(
-        predictions=result.predictions, none_of_these=none_of_these, batch_size=result.batch_size, timings_ms=result.timings
-    )
-
-
-def _since(started: float) -> float:
-    return round((time.perf_counter() - started) * 1000, 3)

@@ -11,34 +11,18 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-import data_prep.download
 from data_prep.curation.curate import KEEP_LIST_NAME
-from data_prep.download import download
-from data_prep.download_config import DownloadConfig
 from data_prep.manifest import read_manifest
-from data_prep.partition import download_partition
 from data_prep.partition_report import write_table
-from data_prep.raw import DownloadReport, iter_outcomes, read_download_report, read_raw_shard
-from data_prep.removal.requests import Removal, RemovalRequest, Removals, forgotten_in, matched, read_removals, write_removals
-from data_prep.url_list import UrlListConfig
+from data_prep.raw import iter_outcomes, read_download_report, read_raw_shard
+from data_prep.removal.requests import forgotten_in, read_removals
 from infra import storage
 from infra.errors import BadInputError
 from pipeline.cli import app
-from pipeline.config import load_run_config
-from pipeline.forget import FORGOTTEN_SINCE, forget
+from pipeline.forget import FORGOTTEN_SINCE
 from pipeline.runner import only_run_in
 from pipeline.steps import RECORD_NAME, StepRecord
-from tests.unit.data_helpers import (
-    body,
-    no_progress,
-    one_partition,
-    picture,
-    run_each_here,
-    status,
-    url_rows,
-    web_server,
-    write_parquet,
-)
+from tests.unit.data_helpers import picture
 from tests.unit.removal_helpers import (
     CURATE,
     IMPORT,
@@ -50,8 +34,6 @@ from tests.unit.removal_helpers import (
     run_without_ray,
     url_of,
 )
-
-DOWNLOAD = "download-train-0123456789ab"
 
 
 @pytest.fixture(autouse=True)
@@ -173,59 +155,6 @@ def test_what_was_forgotten_stays_forgotten_in_later_steps(workspace: Workspace)
     assert SECRET.encode() not in b"".join(path.read_bytes() for path in Path(again).rglob("*") if path.is_file())
 
 
-def test_a_download_does_not_ask_for_what_was_to_be_forgotten(tmp_path: Path) -> None:
-    raw = tmp_path / "w/download-train-0123456789ab/raw"
-    request = RemovalRequest(uids=frozenset({"b"}), hosts=frozenset({"nowhere.example"}))
-    asked = Removal(identifiers=sorted(request.identifiers), at="2026-01-01T00:00:00+00:00", state="done")
-    write_removals(Removals(removals=[asked]), str(tmp_path / "w"))
-    with web_server({f"/{name}.webp": body(picture(seed)) for seed, name in enumerate("abc")}) as web:
-        config = DownloadConfig(policy=web.allowed())
-        rows = [*url_rows(web.url, "abc"), {"uid": "d", "url": "http://pics.nowhere.example/d.webp", "caption": "d"}]
-        report = download_partition(one_partition(tmp_path, rows, config), config, output_uri=str(raw))
-        assert (report.downloaded, report.failed) == (2, {"removed": 2})
-        assert (web.requests["/a.webp"], web.requests["/b.webp"]) == (1, 0)
-
-
-def test_rounds_of_a_download_are_reached_and_later_ones_ask_for_nothing_forgotten(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(data_prep.download, "fan_out_each", run_each_here)
-    raw = str(tmp_path / f"w/{DOWNLOAD}/raw")
-    with web_server({f"/{name}.webp": body(picture(seed)) for seed, name in enumerate("abcd")}) as web:
-        urls = write_parquet(tmp_path / "urls.parquet", url_rows(web.url, "abcde"))
-
-        def run(rounds: int) -> DownloadReport:
-            config = DownloadConfig(
-                samples_per_partition=3,
-                samples_per_shard=2,
-                rounds=rounds,
-                min_success_rate=0,
-                round_wait_s=0,
-                policy=web.allowed(),
-                retries=0,
-            )
-            return download(config, url_list_uri=urls, url_columns=UrlListConfig(), output_uri=raw, progress=no_progress)
-
-        found = {name: web.answers.pop(f"/{name}.webp") for name in "bc"}
-        web.answers |= {f"/{name}.webp": status(503) for name in "bc"}
-        run(1)
-        web.answers["/b.webp"] = found["b"]
-        assert (run(2).downloaded, run(2).failed) == (3, {"http_404": 1, "http_503": 1})
-        config = load_run_config(QUICKSTART, (f"workspace={tmp_path}/w",))
-        forget(config, RemovalRequest(uids=frozenset("abc")), dry_run=False)  # of rounds 1 and 2, and one that never came
-        report = read_download_report(raw)
-        assert (report.downloaded, report.failed) == (1, {"http_404": 1, "http_503": 1, "removed": 2})
-        before = dict(web.requests)
-        again = run(3)
-        assert dict(web.requests) == before
-        assert (again.downloaded, again.failed) == (1, {"http_404": 1, "removed": 3})
-        assert [s.record["uid"] for shard in again.shards for s in read_raw_shard(raw, shard)] == ["d"]
-    tars = b"".join(path.read_bytes() for path in Path(raw).rglob("*") if path.is_file() and "plan" not in path.parts)
-    assert picture(0)[40:] not in tars
-    assert picture(1)[40:] not in tars
-    assert not any(f"picture {name}".encode() in tars for name in "abc")
-
-
 def test_a_uid_of_another_picture_in_another_list_is_not_touched(workspace: Workspace) -> None:
     """By host only the picture that came from there is meant."""
     keep = f"{workspace.root}/curate-evaluation-0123456789ab/{KEEP_LIST_NAME}"
@@ -307,17 +236,3 @@ def test_the_command_prints_what_it_reached_and_reads_lists(workspace: Workspace
     refused = CliRunner().invoke(app, [*arguments[:-2], "--uid", "nobody"])
     assert isinstance(refused.exception, BadInputError)
     assert isinstance(CliRunner().invoke(app, arguments[:-2]).exception, BadInputError)  # nothing named
-
-
-@pytest.mark.parametrize(
-    ("url", "hosts"),
-    [
-        ("http://a.b.example:80/x", {"a.b.example", "b.example"}),
-        ("http://B.Example./x", {"b.example"}),
-        ("http://notb.example/x", set()),
-        ("no url", set()),
-    ],
-)
-def test_a_host_stands_for_its_subdomains(url: str, hosts: set[str]) -> None:
-    request = RemovalRequest(hosts=frozenset({"b.example", "a.b.example"}))
-    assert matched(request, uid="u", url=url) == hosts

@@ -61,6 +61,14 @@ async def running(model: Model) -> None:
     await asyncio.to_thread(model.entered.acquire)
 
 
+async def occupied(batcher: Batcher[int, int], model: Model, item: int) -> "asyncio.Task[Batched[int]]":
+    """Hold the model and give it an item: what comes after that gathers until it is released."""
+    model.hold()
+    submitted = submit(batcher, item)
+    await running(model)
+    return submitted
+
+
 async def waiting(batcher: Batcher[int, int], number: int) -> None:
     while batcher.num_waiting != number:
         await asyncio.sleep(0)  # lets the other coroutines run; takes no time
@@ -70,9 +78,7 @@ def test_while_a_batch_runs_the_next_gathers() -> None:
     async def scenario() -> None:
         model = Model()
         batcher = batcher_of(model)
-        model.hold()
-        first = submit(batcher, 1)
-        await running(model)
+        first = await occupied(batcher, model, 1)
         later = [submit(batcher, item) for item in range(2, 8)]
         await waiting(batcher, 6)
         model.release()
@@ -111,9 +117,7 @@ def test_tenants_and_their_tasks_take_turns() -> None:
     async def scenario() -> None:
         model = Model()
         batcher = batcher_of(model, size=4)
-        model.hold()
-        tasks = [submit(batcher, 0)]
-        await running(model)
+        tasks = [await occupied(batcher, model, 0)]
         tasks += [submit(batcher, 10 + item, tenant="busy", task="one") for item in range(6)]
         tasks += [submit(batcher, 20 + item, tenant="busy", task="two") for item in range(2)]
         tasks += [submit(batcher, 30, tenant="calm", task="one")]
@@ -130,9 +134,7 @@ def test_who_is_cancelled_while_waiting_costs_no_pass() -> None:
     async def scenario() -> None:
         model = Model()
         batcher = batcher_of(model)
-        model.hold()
-        first = submit(batcher, 1)
-        await running(model)
+        first = await occupied(batcher, model, 1)
         gone, stays = submit(batcher, 2), submit(batcher, 3)
         await waiting(batcher, 2)
         gone.cancel()
@@ -238,9 +240,7 @@ def test_what_does_not_fit_is_refused() -> None:
     async def scenario() -> None:
         model = Model()
         batcher = batcher_of(model, capacity=2)
-        model.hold()
-        first = submit(batcher, 1)
-        await running(model)
+        first = await occupied(batcher, model, 1)
         fit = [submit(batcher, item) for item in (2, 3)]
         await waiting(batcher, 2)
         assert batcher.is_full

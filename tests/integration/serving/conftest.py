@@ -7,13 +7,15 @@ from pathlib import Path
 
 import httpx
 import pytest
+from selenium import webdriver
 
 from infra.cluster import ClusterConfig, connected
 from serving.client import ServingClient
 from serving.config import BatchingConfig, DeploymentScale, ServingConfig
 from serving.launch import running
 from serving.limits import ServingLimits
-from tests.unit.serving_helpers import make_bundle
+from tests.integration.serving.page import Page, started_browser
+from tests.unit.serving_helpers import make_bundle, picture
 from training.bundle import Bundle, load_bundle
 
 SMALL = DeploymentScale(num_cpus=0.1)
@@ -80,3 +82,23 @@ def http(base_url: str) -> Iterator[httpx.Client]:
 @pytest.fixture(scope="package")
 def bundle(folder: Path) -> Bundle:
     return load_bundle(folder / "bundle")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    with started_browser(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser: webdriver.Chrome, base_url: str) -> Page:
+    return Page(browser, base_url)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pictures")
+    contents = {"one.png": picture(1), "two.jpg": picture(2, kind="JPEG"), "not.png": b"just text", "notes.txt": b"just text"}
+    for name, data in contents.items():
+        (folder / name).write_bytes(data)
+    return {name: folder / name for name in contents}

@@ -1,107 +1,20 @@
-"""The page at `/` in a real browser: Debian's chromium, where it is installed (`apt install chromium chromium-driver`)."""
+"""What the page at `/` answers, in a real browser: questions, answers, camera, package, mistakes."""
 
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from selenium import webdriver
-from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 from serving.client import ServingClient
-from tests.unit.serving_helpers import picture
+from tests.integration.serving.page import NEEDS_BROWSER, Page
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="chromium and chromium-driver are not installed"),
-]
-SWITCHES = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--no-proxy-server",
-    "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream",
-]  # fmt: skip
+pytestmark = [pytest.mark.integration, NEEDS_BROWSER]
 NAMES = ["cat", "dog", "a red bicycle"]
-
-
-class Page:
-    """What a person does with the page, and what they see."""
-
-    def __init__(self, browser: webdriver.Chrome, url: str) -> None:
-        self.browser = browser
-        browser.get(url)
-
-    def part(self, name: str) -> WebElement:
-        return self.browser.find_element(By.ID, name)
-
-    def name(self, text: str) -> None:
-        self.part("labels").clear()
-        self.part("labels").send_keys(text)
-
-    def choose(self, *paths: Path) -> None:
-        self.part("pictures").send_keys("\n".join(map(str, paths)))
-
-    def classify(self) -> str:
-        """Press the button; what the page says once it has an answer."""
-        self.part("go").click()
-        return self.answered()
-
-    def answered(self) -> str:
-        def settled(_: webdriver.Chrome) -> str:
-            said = self.part("status").text
-            return said if self.part("go").get_attribute("aria-disabled") != "true" and not said.endswith("…") else ""
-
-        return WebDriverWait(self.browser, 30).until(settled)
-
-    def answers(self) -> list[list[list[str]]]:
-        """Cells of each row, for each picture."""
-        return [
-            [
-                [cell.text for cell in row.find_elements(By.CSS_SELECTOR, "th, td")]
-                for row in table.find_elements(By.CSS_SELECTOR, "tbody tr:not(.none)")
-            ]
-            for table in self.browser.find_elements(By.CSS_SELECTOR, ".answer table")
-        ]
-
-    def focus(self) -> str:
-        return str(self.browser.execute_script("return document.activeElement.id"))
-
-    def cut_off(self, *addresses: str) -> None:
-        self.browser.execute_cdp_cmd("Network.enable", {})
-        self.browser.execute_cdp_cmd("Network.setBlockedURLs", {"urls": list(addresses)})
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for switch in [*SWITCHES, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
-        options.add_argument(switch)
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=str(DRIVER)))
-    yield browser
-    browser.quit()
-
-
-@pytest.fixture
-def page(browser: webdriver.Chrome, base_url: str) -> Page:
-    return Page(browser, base_url)
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("pictures")
-    contents = {"one.png": picture(1), "two.jpg": picture(2, kind="JPEG"), "not.png": b"just text", "notes.txt": b"just text"}
-    for name, data in contents.items():
-        (folder / name).write_bytes(data)
-    return {name: folder / name for name in contents}
 
 
 def test_names_and_pictures_become_the_scores_of_the_service(page: Page, files: dict[str, Path], client: ServingClient) -> None:
@@ -271,76 +184,6 @@ def test_looking_can_be_stopped(page: Page, files: dict[str, Path]) -> None:
     assert not page.part("stop").is_displayed() and page.focus() == "go"
 
 
-CONTRAST = """
-const channel = (value) => (value /= 255) <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
-const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
-const colour = (text) => text.match(/[\\d.]+/g).map(Number);
-function ground(element) {
-  for (let at = element; at; at = at.parentElement) {
-    const found = colour(getComputedStyle(at).backgroundColor);
-    if (found.length < 4 || found[3] > 0) return found;
-  }
-  return [255, 255, 255];
-}
-const weak = [];
-for (const element of document.querySelectorAll("body *")) {
-  const text = [...element.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.textContent.trim());
-  if (!text || !element.checkVisibility() || element.closest("[aria-disabled=true]")) continue;
-  const [one, other] = [light(colour(getComputedStyle(element).color)), light(ground(element))].sort((a, b) => b - a);
-  const ratio = (one + 0.05) / (other + 0.05);
-  if (ratio < 4.5) weak.push(`${element.tagName} ${element.textContent.trim().slice(0, 30)} ${ratio.toFixed(2)}`);
-}
-return weak;
-"""
-NAMELESS = """
-const named = (control) => (control.labels?.length || control.ariaLabel || control.textContent.trim()
-  || control.querySelector("img[alt]:not([alt=''])") || control.getAttribute("aria-labelledby"));
-return [...document.querySelectorAll("input, textarea, button, a, video, [role=region], section, article")]
-  .filter((control) => !named(control)).map((control) => control.outerHTML.slice(0, 80));
-"""
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_everything_can_be_read_and_has_a_name(page: Page, files: dict[str, Path], scheme: str) -> None:
-    features = [{"name": "prefers-color-scheme", "value": scheme}, {"name": "prefers-reduced-motion", "value": "reduce"}]
-    page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    page.name("cat\ndog")
-    page.choose(files["one.png"], files["not.png"])
-    page.part("compare").click()
-    page.part("templates").find_element(By.TAG_NAME, "summary").click()
-    page.classify()
-    assert page.browser.execute_script(CONTRAST) == []
-    assert page.browser.execute_script(NAMELESS) == []
-    assert page.browser.execute_script("return document.querySelectorAll('[id]').length") == page.browser.execute_script(
-        "return new Set([...document.querySelectorAll('[id]')].map((one) => one.id)).size"
-    )
-    assert page.browser.execute_script("return document.getAnimations().length") == 0
-    page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
-
-
-def test_nothing_is_asked_of_anybody_else(page: Page) -> None:
-    asked = page.browser.execute_script("return performance.getEntriesByType('resource').map((one) => new URL(one.name).host)")
-    assert set(asked) == {page.browser.execute_script("return location.host")}
-
-
-def test_the_keyboard_is_enough(page: Page, files: dict[str, Path]) -> None:
-    assert page.focus() == "labels"
-    ActionChains(page.browser).send_keys("cat\ndog", Keys.TAB).perform()
-    assert page.browser.execute_script("return document.activeElement.tagName") == "SUMMARY"  # of the templates
-    ActionChains(page.browser).send_keys(Keys.TAB).perform()
-    assert page.focus() == "pictures"
-    page.choose(files["one.png"])  # the dialog that Enter would open is the browser's own
-    for name in ("camera", "clear"):
-        ActionChains(page.browser).send_keys(Keys.TAB).perform()
-        assert page.focus() == name
-    page.part("go").send_keys(Keys.ENTER)
-    assert page.answered() == "Done."
-    assert page.focus() == "go"  # kept, for the next question
-    page.part("labels").send_keys("\nhorse", Keys.CONTROL, Keys.ENTER)
-    assert page.answered() == "Done."
-    assert {row[0] for row in page.answers()[0]} == {"cat", "dog", "horse"}
-
-
 def test_mistakes_are_named_where_they_are_made(page: Page, files: dict[str, Path]) -> None:
     assert page.classify() == "Name at least one class."
     page.name("cat\ndog\n cat ")
@@ -369,15 +212,3 @@ def test_a_broken_connection_is_said_and_the_page_can_go_on(page: Page, files: d
     page.cut_off()
     assert page.classify() == "Done."
     assert "old" not in str(page.part("results").get_attribute("class"))
-
-
-@pytest.mark.parametrize("width", [320, 1280])
-def test_nothing_sticks_out_at_the_side(page: Page, files: dict[str, Path], width: int) -> None:
-    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
-    page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    page.name("cat\na very long class name that goes on and on\n" + "unbroken" * 12)
-    page.choose(files["one.png"])
-    page.part("compare").click()
-    assert page.classify() == "Done."
-    assert page.browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
-    page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
