@@ -55,4 +55,7 @@ def configure_logs(level: LogLevel) -> None:
 def log_request(fields: Mapping[str, Any]) -> None:
     """The line of one request."""
     if requests_logger.isEnabledFor(logging.INFO):
-        requests_logger.info("request", extra={"fields": dict(fields)})
+        # made by hand: to look for the line of code that logs, which is this one, takes as long as all the rest
+        record = logging.LogRecord(requests_logger.name, logging.INFO, __file__, 0, "request", None, None)
+        record.fields = dict(fields)
+        requests_logger.handle(record)

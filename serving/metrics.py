@@ -136,7 +136,7 @@ class IngressMetrics:
                 continue
             self.images.labels("classified").inc()
             self.batch_size.observe(result.batch_size)
-            for stage, milliseconds in result.timings.model_dump().items():
+            for stage, milliseconds in result.timings:
                 if stage in STAGES:
                     self.stages.labels(stage).observe(milliseconds / 1000)
 
