@@ -1,7 +1,7 @@
 """The backends of the service as Serve deployments: a call goes through a handle, its failures become problems."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray.exceptions import RayActorError, RayTaskError
@@ -17,6 +17,9 @@ from serving.task_record import TaskRecord
 from serving.tracing import outgoing
 
 logger = logging.getLogger(__name__)
+
+SERIALIZATION: Mapping[str, Any] = {"request_serialization": "pickle", "response_serialization": "pickle"}
+"""Plain pickle does for what `messages.py` holds, and is several times faster than Serve's cloudpickle."""
 
 
 class HypernetworkHandle:
@@ -102,11 +105,7 @@ class _Calls:
             raise ProblemError(503, "unavailable", "a part of the service is restarting; try again", headers=retry) from error
 
     def _method(self, name: str) -> DeploymentHandle:
-        """Made at the first call, which is inside the event loop, and kept: making one costs a good part of a call.
-
-        Plain pickle does for what `messages.py` holds, and is several times faster than Serve's cloudpickle.
-        """
+        """Made at the first call, which is inside the event loop, and kept: making one costs a good part of a call."""
         if (method := self._methods.get(name)) is None:
-            options = {"request_serialization": "pickle", "response_serialization": "pickle"}
-            method = self._methods[name] = self._handle.options(method_name=name, **options)
+            method = self._methods[name] = self._handle.options(method_name=name, **SERIALIZATION)
         return method

@@ -6,8 +6,8 @@ Both sides of a comparison get the same calls in the same order from the same ca
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from ray.serve.handle import DeploymentHandle
 from data_prep.sample.pictures import read_sample
 from infra.cluster import ClusterConfig, connected
 from serving.config import ServingConfig
+from serving.deployments.handles import SERIALIZATION
 from serving.deployments.image_encoder import ImageEncoder
 from serving.launch import LOGGING
 from serving.model_source import resolve
@@ -116,10 +117,11 @@ class ImageEncoderClient:
     """Calls the deployment as the ingress does."""
 
     def __init__(self, handle: DeploymentHandle, digest: str) -> None:
-        self._handle, self._digest = handle, digest
+        self._handle = handle.options(method_name="classify", **SERIALIZATION)
+        self._digest = digest
 
     def classify(self, task: StoredTask, image: bytes, *, top_k: int = TOP_K, tenant: str = TENANT) -> Any:
-        return self._handle.classify.remote(
+        return self._handle.remote(
             [image],
             task_id=task.task_id,
             specialization_id=task.specialization_id,
@@ -138,8 +140,8 @@ def image_encoder(
     return serve.deployment(deployment, **options).bind(config, resolve(config))
 
 
-@contextmanager
-def serving(applications: dict[str, serve.Application]) -> Iterator[dict[str, DeploymentHandle]]:
+@asynccontextmanager
+async def serving(applications: dict[str, serve.Application]) -> AsyncIterator[dict[str, DeploymentHandle]]:
     """Run applications beside each other, without a proxy; gives their handles."""
     with connected(ClusterConfig(num_cpus=2)):
         try:
@@ -149,4 +151,4 @@ def serving(applications: dict[str, serve.Application]) -> Iterator[dict[str, De
                 for name, application in applications.items()
             }
         finally:
-            serve.shutdown()
+            await serve.shutdown_async()
