@@ -25,12 +25,19 @@ RULES = [rule for group in load(MONITORING / "alerts.yml")["groups"] for rule in
 QUERIES = [target["expr"] for panel in BOARD["panels"] for target in panel["targets"]] + [rule["expr"] for rule in RULES]
 
 
+def exported(metric: Metric) -> tuple[str, ...]:
+    """Names under which Ray gives it out."""
+    if metric.kind == "histogram":
+        return tuple(f"ray_{metric.name}_{suffix}" for suffix in ("bucket", "sum", "count"))
+    return (f"ray_{metric.name}_total" if metric.kind == "counter" else f"ray_{metric.name}",)
+
+
 def published() -> dict[str, set[str]]:
     """Labels by name of everything that an ingress replica tells Ray; not what merely stands in the table of metrics."""
     found: dict[str, set[str]] = dict(OWN)
 
     def publisher(metric: Metric) -> Publish:
-        for name in metric.exported:
+        for name in exported(metric):
             found[name] = {*metric.labels, *(["le"] if name.endswith("_bucket") else [])}
         return lambda _value, _labels: None
 
