@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from serving.limits import ServingLimits
+from serving.metrics import IngressMetrics
 from serving.picture_parts import PictureParts
 from serving.problems import ProblemError, make_problem
 from serving.schemas import ClassifyAnswer, ImageResult, Problem, StreamEnd, StreamLine
@@ -59,7 +60,7 @@ class ClassifyStream(Response):
 
     media_type = NDJSON
 
-    def __init__(self, ask: Ask, *, content_type: str, limits: ServingLimits) -> None:
+    def __init__(self, ask: Ask, *, content_type: str, limits: ServingLimits, metrics: IngressMetrics) -> None:
         """Args: ask: classifies some pictures; each has its own result or problem.
 
         Raises:
@@ -69,10 +70,25 @@ class ClassifyStream(Response):
         del self.headers["content-length"]
         self._ask = ask
         self._limits = limits
+        self._metrics = metrics
         self._parts = PictureParts(content_type, max_picture_bytes=limits.max_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  (of the protocol)
+        outcome = "gone"  # also when the server cancels the call because of that
+        self._metrics.streams_in_flight.inc()
+        try:
+            outcome = await self._answer(receive, send)
+        except Exception:
+            outcome = "failed"
+            raise
+        finally:
+            self._metrics.streams_in_flight.dec()
+            self._metrics.streams.labels(outcome).inc()
+
+    async def _answer(self, receive: Receive, send: Send) -> str:
+        """How it ended: `complete`, `cut_short` by a problem that the last line says, or the client is `gone`."""
         state = _State()
+        outcome = "gone"
         started = time.perf_counter()
         async with asyncio.TaskGroup() as tasks:
             reading = tasks.create_task(self._read(receive, state, tasks))
@@ -89,10 +105,12 @@ class ClassifyStream(Response):
                         milliseconds=round((time.perf_counter() - started) * 1000, 3),
                     )
                     await send({"type": "http.response.body", "body": end.model_dump_json().encode() + b"\n"})
+                    outcome = "complete" if state.problem is None else "cut_short"
             except OSError:  # the client has gone while we wrote
                 state.gone = True
             finally:
                 reading.cancel()
+        return outcome
 
     async def _read(self, receive: Receive, state: _State, tasks: asyncio.TaskGroup) -> None:
         """Body to work; then wait for the client to go."""

@@ -1,7 +1,8 @@
-"""What is measured: one table of all metrics, and the figures of an ingress replica.
+"""What is measured: one table of all metrics, and the figures of a replica.
 
-It keeps them twice: for its own `/metrics`, in Prometheus' text form, and in Ray's metrics, which every node gives out for all
-replicas on it and where each name begins with `ray_`.  The other deployments tell theirs in their answers.
+The ingress keeps its figures twice: for its own `/metrics`, in Prometheus' text form, and in Ray's metrics, which every node
+gives out for all replicas on it and where each name begins with `ray_`.  What concerns one call the other deployments tell in
+their answers; what they keep in memory is in Ray's metrics only.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -11,12 +12,12 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 
 from serving.messages import Classified, Refused
 
-__all__ = ["CONTENT_TYPE_LATEST", "IngressMetrics", "Metric", "Publish", "Publisher"]
+__all__ = ["CONTENT_TYPE_LATEST", "EncoderMetrics", "HypernetworkMetrics", "IngressMetrics", "Metric", "Publish", "Publisher"]
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 STAGE_SECONDS = (0.0002, 0.0005, 0.001, 0.0025, *SECONDS)
-STAGES = ("admission", "body", "decode", "queue", "forward", "score", "specialize")
-"""Of a request until the application has it, of its body; of a picture in the encoder; of a new task."""
+STAGES = ("admission", "body", "decode", "queue", "forward", "specialize")
+"""Of a request until the application has it, of its body; of a picture in the encoder, its scores included; of a new task."""
 
 
 class Metric(NamedTuple):
@@ -34,7 +35,9 @@ REQUEST_SECONDS = Metric("hyperclip_request_seconds", "histogram", "Time to answ
 STAGE = Metric("hyperclip_stage_seconds", "histogram", "Time of one stage", ("stage",), STAGE_SECONDS)
 IN_FLIGHT = Metric("hyperclip_requests_in_flight", "gauge", "Requests being worked on")
 BODY_BYTES = Metric("hyperclip_body_bytes_in_flight", "gauge", "Bytes of bodies held")
-SHED = Metric("hyperclip_requests_shed", "counter", "Requests refused because of load or a quota", ("reason",))
+SHED = Metric("hyperclip_requests_shed", "counter", "Requests refused because of load, a rate or a quota", ("reason",))
+STREAMS_IN_FLIGHT = Metric("hyperclip_streams_in_flight", "gauge", "Streamed answers being given")
+STREAMS = Metric("hyperclip_streams", "counter", "Streamed answers by how they ended", ("outcome",))
 TENANT_REQUESTS = Metric("hyperclip_tenant_requests", "counter", "Requests of a tenant by outcome", ("tenant", "outcome"))
 TENANT_IMAGES = Metric("hyperclip_tenant_images", "counter", "Pictures of a tenant", ("tenant",))
 TASKS = Metric("hyperclip_tasks", "counter", "Tasks asked for", ("cached",))
@@ -48,6 +51,14 @@ MODEL_VERSIONS = Metric(
     "1 for the state that a version is in, as this replica knows it",
     ("version", "state"),
 )
+
+TASKS_RESIDENT = Metric("hyperclip_tasks_resident", "gauge", "Specialized encoders that an encoder replica keeps ready")
+RESIDENT_BYTES = Metric("hyperclip_resident_bytes", "gauge", "Bytes that these take")
+EVICTIONS = Metric("hyperclip_evictions", "counter", "Specialized encoders dropped to make room")
+
+LABELS = Metric("hyperclip_labels", "counter", "Labels of new tasks, by whether their features were remembered", ("cached",))
+LABEL_BYTES = Metric("hyperclip_label_bytes", "gauge", "Bytes of the label features that a hypernetwork replica remembers")
+TASKS_SWEPT = Metric("hyperclip_tasks_swept", "counter", "Tasks removed because nobody used them")
 
 Publish = Callable[[float, Mapping[str, str]], None]
 """Takes one observation: an amount to add, a value to set, or a value to count; with the values of its labels."""
@@ -99,6 +110,39 @@ class _Series:
         return child
 
 
+class EncoderMetrics:
+    """What an encoder replica keeps ready."""
+
+    def __init__(self, publisher: Publisher = unpublished) -> None:
+        self._tasks, self._bytes = publisher(TASKS_RESIDENT), publisher(RESIDENT_BYTES)
+        self._evictions = publisher(EVICTIONS)
+
+    def resident(self, num_tasks: int, *, num_bytes: int, num_evicted: int) -> None:
+        """There are so many now; so many had to go for the last one."""
+        self._tasks(num_tasks, {})
+        self._bytes(num_bytes, {})
+        self._evictions(num_evicted, {})
+
+
+class HypernetworkMetrics:
+    """What a hypernetwork replica remembers, and what it removes."""
+
+    def __init__(self, publisher: Publisher = unpublished) -> None:
+        self._labels, self._bytes, self._swept = publisher(LABELS), publisher(LABEL_BYTES), publisher(TASKS_SWEPT)
+
+    def labels(self, *, num_cached: int, num_encoded: int) -> None:
+        """The labels of a task were looked for."""
+        self._labels(num_cached, {"cached": "true"})
+        self._labels(num_encoded, {"cached": "false"})
+
+    def remembered(self, num_bytes: int) -> None:
+        """Label features take so much now."""
+        self._bytes(num_bytes, {})
+
+    def swept(self, num_tasks: int) -> None:
+        self._swept(num_tasks, {})
+
+
 class IngressMetrics:
     """A registry of its own, so that several can live in one process."""
 
@@ -114,6 +158,8 @@ class IngressMetrics:
         self.in_flight = series(IN_FLIGHT).labels()
         self.body_bytes = series(BODY_BYTES).labels()
         self.shed = series(SHED)
+        self.streams_in_flight = series(STREAMS_IN_FLIGHT).labels()
+        self.streams = series(STREAMS)
         self.tenant_requests = series(TENANT_REQUESTS)
         self.tenant_images = series(TENANT_IMAGES)
         self.tasks = series(TASKS)

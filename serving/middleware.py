@@ -112,6 +112,9 @@ class RequestContext:
         seconds = time.perf_counter() - float(str(state["started"]))
         self._metrics.requests.labels(scope["method"], route, str(status)).inc()
         self._metrics.seconds.labels(route).observe(seconds)
+        problem = state.get("problem")
+        if status == 429 or problem == "quota_exceeded":  # whoever refused it: this file, a quota, the encoder
+            self._metrics.shed.labels(str(problem)).inc()
         tenant = state.get("tenant")
         if isinstance(tenant, str):
             outcome = "ok" if status < 400 else "shed" if status == 429 else "refused" if status < 500 else "failed"
@@ -125,7 +128,7 @@ class RequestContext:
             "bytes_in": state.get("bytes_in", 0),
             "bytes_out": sent,
         }
-        if (problem := state.get("problem")) is not None:
+        if problem is not None:
             fields["problem"] = problem
         log_request(fields)
 
@@ -231,7 +234,6 @@ class Admission:
         return None
 
     def _shed(self, reason: str, detail: str, wait_s: int = 0) -> ProblemError:
-        self._metrics.shed.labels(reason).inc()
         headers = {"retry-after": str(max(wait_s, self._limits.retry_after_s))}
         return ProblemError(429, reason, f"{detail}; wait and try again", headers=headers)
 

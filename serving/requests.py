@@ -121,7 +121,6 @@ def charge_images(request: Request, count: int, limits: ServingLimits) -> None:
     if not count:
         return
     if wait := account.images_wait_s(count):
-        metrics.shed.labels("images_limited").inc()
         headers = {"retry-after": str(max(wait, limits.retry_after_s))}
         detail = "more pictures a second than this tenant may send; wait and try again"
         raise ProblemError(429, "images_limited", detail, headers=headers)

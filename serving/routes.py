@@ -91,8 +91,14 @@ def create_http_app(service: ClassifierService, access: Access | None = None) ->
     """
     limits = service.limits
     access = access or Access((), limits)
-    # FastAPI's own documentation pages load scripts from elsewhere
-    app = FastAPI(title="HyperCLIP", version="1", docs_url=None, redoc_url=None, responses=dict(PROBLEMS))
+    app = FastAPI(
+        title="HyperCLIP",
+        version="1",
+        docs_url=None,  # its own documentation pages load scripts from elsewhere
+        redoc_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # spans are made in `RequestContext`
+        responses=dict(PROBLEMS),
+    )
     install_problem_handlers(app)
     app.add_middleware(Admission, limits=limits, metrics=service.metrics)
     app.add_middleware(Authentication, access=access, open_paths=OPEN_PATHS)
@@ -147,7 +153,8 @@ def create_http_app(service: ClassifierService, access: Access | None = None) ->
                 charge_images(request, len(some), limits)
                 return await service.classify_each(task_id, some, tenant=tenant, top_k=number, parameters=parameters)
 
-            return ClassifyStream(ask, content_type=request.headers.get("content-type", ""), limits=limits)
+            content_type = request.headers.get("content-type", "")
+            return ClassifyStream(ask, content_type=content_type, limits=limits, metrics=service.metrics)
         images = await read_images(request, limits)
         answer = await service.classify(task_id, images, tenant=tenant, top_k=number, parameters=parameters)
         return Response(answer.model_dump_json(), media_type="application/json")

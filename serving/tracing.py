@@ -6,7 +6,6 @@ off costs some microseconds a request.  Spans carry the same as the log line of 
 """
 
 import functools
-import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
@@ -18,8 +17,6 @@ from opentelemetry.propagate import extract, inject
 from opentelemetry.trace import SpanKind
 
 from serving.logs import current_request_id
-
-logger = logging.getLogger(__name__)
 
 Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
 
@@ -41,14 +38,11 @@ def configure_tracing(component: str) -> None:
     off = environment.get("OTEL_SDK_DISABLED", "").lower() == "true" or environment.get("OTEL_TRACES_EXPORTER") == "none"
     if off or not any(environment.get(name) for name in _ENDPOINTS):
         return
-    try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    except ImportError:
-        logger.error("spans were asked for, but the exporter is not installed: pip install 'hyperclip[tracing]'")
-        return
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
     named = {} if environment.get("OTEL_SERVICE_NAME") else {"service.name": SERVICE_NAME}
     provider = TracerProvider(resource=Resource.create({**named, "service.component": component}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))

@@ -20,6 +20,7 @@ from serving.engines.hypernetwork import HypernetworkEngine
 from serving.engines.image_encoder import model_info
 from serving.engines.text_features import TextFeatureCache
 from serving.messages import NOT_LOADED, Embedded, Refused, Specialized
+from serving.metrics import HypernetworkMetrics
 from serving.model_source import ServedModel, load
 from serving.rollout.loaded_models import LoadedModel, LoadedModels
 from serving.rollout.plan import Plan
@@ -46,13 +47,13 @@ class Hypernetwork:
 
     def __init__(self, config: ServingConfig, origin: ServedModel | DeploymentHandle) -> None:
         """Args: origin, the one model to serve, or the `Rollout` that says which."""
-        set_up_replica(config)
+        self._metrics = HypernetworkMetrics(set_up_replica(config))
         torch.set_num_threads(config.hypernetwork.num_threads)
         self._config = config
         self._store = TaskStore(config.task_store_uri)
         self.recalled = threading.Event()
         """Label features made before a restart have been read."""
-        self._text_features = TextFeatureCache(capacity_bytes=config.text_feature_bytes)
+        self._text_features = TextFeatureCache(capacity_bytes=config.text_feature_bytes, metrics=self._metrics)
         self._models = LoadedModels(plan_source(config, origin), self._load, part="hypernetwork", warm=self._warm)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hypernetwork")
         self._flights = SingleFlight()
@@ -119,7 +120,7 @@ class Hypernetwork:
         ledger = TaskLedger(self._store.uri)
         while True:
             try:
-                sweep(self._store, ledger, ttl_s=ttl_s, now=time.time())
+                self._metrics.swept(sweep(self._store, ledger, ttl_s=ttl_s, now=time.time()))
             except Exception:  # the store is away
                 logger.exception("cannot remove unused tasks")
             time.sleep(min(MAX_SWEEP_INTERVAL_S, ttl_s / 10))

@@ -11,6 +11,7 @@ from serving.devices import usable_device
 from serving.engines.image_encoder import model_info
 from serving.engines.image_worker import ImageWorker, SharedByModels
 from serving.messages import NOT_LOADED, Classified, Embedded, Refused
+from serving.metrics import EncoderMetrics
 from serving.model_source import ServedModel, load
 from serving.rollout.loaded_models import LoadedModel, LoadedModels
 from serving.rollout.serve_source import plan_source
@@ -23,10 +24,10 @@ class ImageEncoder:
 
     def __init__(self, config: ServingConfig, origin: ServedModel | DeploymentHandle) -> None:
         """Args: origin, the one model to serve, or the `Rollout` that says which."""
-        set_up_replica(config)
+        metrics = EncoderMetrics(set_up_replica(config))
         torch.set_num_threads(config.image_encoder.num_threads)
         self._config = config
-        self._shared = SharedByModels(config.batching)
+        self._shared = SharedByModels(config.batching, metrics)
         self._models = LoadedModels(plan_source(config, origin), self._load, part="image_encoder")
         if config.follows:
             self._following = asyncio.get_running_loop().create_task(self._models.follow(config.rollout.sync_interval_s))

@@ -8,7 +8,6 @@ from ray.serve.handle import DeploymentHandle
 
 from serving.config import ServingConfig
 from serving.deployments.handles import HypernetworkHandle, ImageEncoderHandle
-from serving.deployments.ray_metrics import ray_publisher
 from serving.deployments.replica import keep_share, set_up_replica
 from serving.metrics import IngressMetrics
 from serving.model_source import ServedModel
@@ -32,11 +31,10 @@ class Ingress:
         image_encoder: DeploymentHandle,
     ) -> None:
         """Args: origin, the one model to serve, or the `Rollout` that says which."""
-        set_up_replica(config)
+        metrics = IngressMetrics(set_up_replica(config))
         self._access = Access(config.tenants, config.limits)
         if self._access.has_rates:
             keep_share(self._access)
-        metrics = IngressMetrics(ray_publisher)
         names_to_encoders = HypernetworkHandle(hypernetwork, config.limits)
         versions = ServedVersions(
             plan_source(config, origin),

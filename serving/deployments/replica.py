@@ -8,7 +8,9 @@ from ray import serve
 from ray.serve.exceptions import RayServeException
 
 from serving.config import ServingConfig
+from serving.deployments.ray_metrics import ray_publisher
 from serving.logs import configure_logs
+from serving.metrics import Publisher, unpublished
 from serving.rate import Access
 from serving.tracing import configure_tracing
 
@@ -17,14 +19,15 @@ logger = logging.getLogger(__name__)
 ASKED_EVERY_S = 5.0
 
 
-def set_up_replica(config: ServingConfig) -> None:
-    """Logs and spans of this process; nothing outside a replica, where the process belongs to somebody else."""
+def set_up_replica(config: ServingConfig) -> Publisher:
+    """Logs and spans of this process, and where its metrics go; nothing of that where the process is somebody else's."""
     try:
         context = serve.get_replica_context()
     except RayServeException:
-        return
+        return unpublished
     configure_logs(config.log_level)
     configure_tracing(context.deployment)
+    return ray_publisher
 
 
 def keep_share(access: Access) -> None:

@@ -17,6 +17,7 @@ from serving.engines.batcher import Batched, Batcher, BatcherClosedError, Forwar
 from serving.engines.image_encoder import EncodedItem, EncodeItem, ImageEncoderEngine, ReadyTask
 from serving.engines.resident import ResidentEncoders
 from serving.messages import ENDING, NOT_SPECIALIZED, OVERLOADED, Classified, Embedded, Refused
+from serving.metrics import EncoderMetrics
 from serving.schemas import ImageTimings, Parameters
 from serving.single_flight import SingleFlight
 from serving.task_store import NotSpecializedError, TaskStore
@@ -37,8 +38,8 @@ class ModelItem:
 class SharedByModels:
     """What the models of one replica share, so that each bound is one for all of them."""
 
-    def __init__(self, config: BatchingConfig) -> None:
-        self.resident = ResidentEncoders(capacity_bytes=config.resident_bytes)
+    def __init__(self, config: BatchingConfig, metrics: EncoderMetrics) -> None:
+        self.resident = ResidentEncoders(capacity_bytes=config.resident_bytes, metrics=metrics)
         self.decoders = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode")
         self.batcher: Batcher[ModelItem, EncodedItem] = Batcher(
             _run,

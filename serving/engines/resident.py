@@ -4,13 +4,15 @@ from collections import OrderedDict
 from threading import Lock
 
 from serving.engines.image_encoder import ReadyTask
+from serving.metrics import EncoderMetrics
 
 
 class ResidentEncoders:
     """A bounded table of tasks by specialization; safe to use from several threads."""
 
-    def __init__(self, *, capacity_bytes: int) -> None:
+    def __init__(self, *, capacity_bytes: int, metrics: EncoderMetrics) -> None:
         self._capacity = capacity_bytes
+        self._metrics = metrics
         self._tasks: OrderedDict[str, ReadyTask] = OrderedDict()
         self._bytes = 0
         self._lock = Lock()
@@ -33,9 +35,12 @@ class ResidentEncoders:
                 return
             self._tasks[specialization] = task
             self._bytes += task.num_bytes
+            num_evicted = 0
             while self._bytes > self._capacity:
                 _, dropped = self._tasks.popitem(last=False)
                 self._bytes -= dropped.num_bytes
+                num_evicted += 1
+            self._metrics.resident(len(self._tasks), num_bytes=self._bytes, num_evicted=num_evicted)
 
     def __len__(self) -> int:
         return len(self._tasks)

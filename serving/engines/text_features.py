@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from serving.metrics import HypernetworkMetrics
 from training.bundle import Bundle
 from training.specialize import encode_labels
 
@@ -26,8 +27,9 @@ class TextFeatureCache:
     Safe to use from several threads.  What comes out does not depend on what was in it (see `encode_texts`).
     """
 
-    def __init__(self, *, capacity_bytes: int) -> None:
+    def __init__(self, *, capacity_bytes: int, metrics: HypernetworkMetrics | None = None) -> None:
         self._capacity = capacity_bytes
+        self._metrics = metrics or HypernetworkMetrics()
         self._features: OrderedDict[tuple[bytes, str], np.ndarray] = OrderedDict()
         self._bytes = 0
         self._lock = Lock()
@@ -46,6 +48,7 @@ class TextFeatureCache:
         if len(missing) == len(labels):
             encoded = encode_labels(bundle, labels, templates)
             self._keep(space, labels, encoded)
+            self._metrics.labels(num_cached=0, num_encoded=len(labels))
             return encoded
         if missing:
             names = [labels[place] for place in missing]
@@ -53,6 +56,7 @@ class TextFeatureCache:
             self._keep(space, names, encoded)
             for place, features in zip(missing, encoded.cpu().numpy(), strict=True):
                 found[place] = features
+        self._metrics.labels(num_cached=len(labels) - len(missing), num_encoded=len(missing))
         return torch.from_numpy(np.stack([row for row in found if row is not None])).to(bundle.model.log_scale.device)
 
     def put(self, bundle: Bundle, labels: Sequence[str], templates: Sequence[str], features: Tensor) -> None:
@@ -94,6 +98,7 @@ class TextFeatureCache:
             while self._bytes > self._capacity:
                 (_, label), dropped = self._features.popitem(last=False)
                 self._bytes -= _num_bytes(label, dropped)
+            self._metrics.remembered(self._bytes)
 
 
 def _space(bundle: Bundle, templates: Sequence[str]) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from serving.metrics import IngressMetrics, Metric, Publish
+from serving.metrics import EncoderMetrics, HypernetworkMetrics, IngressMetrics, Metric, Publish
 from tests.unit.deploy_helpers import KUBERAY, ROOT
 
 MONITORING = ROOT / "infra/monitoring"
@@ -33,7 +33,7 @@ def exported(metric: Metric) -> tuple[str, ...]:
 
 
 def published() -> dict[str, set[str]]:
-    """Labels by name of everything that an ingress replica tells Ray; not what merely stands in the table of metrics."""
+    """Labels by name of everything that replicas tell Ray; not what merely stands in the table of metrics."""
     found: dict[str, set[str]] = dict(OWN)
 
     def publisher(metric: Metric) -> Publish:
@@ -41,7 +41,8 @@ def published() -> dict[str, set[str]]:
             found[name] = {*metric.labels, *(["le"] if name.endswith("_bucket") else [])}
         return lambda _value, _labels: None
 
-    IngressMetrics(publisher)
+    for replica in (IngressMetrics, HypernetworkMetrics, EncoderMetrics):
+        replica(publisher)
     return found
 
 

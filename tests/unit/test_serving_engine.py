@@ -16,9 +16,10 @@ from serving.engines.predictions import best_labels
 from serving.engines.resident import ResidentEncoders
 from serving.engines.text_features import TextFeatureCache
 from serving.limits import ServingLimits
+from serving.metrics import EncoderMetrics
 from serving.task_record import make_record
 from tests.unit.model_helpers import KINDS, config_with
-from tests.unit.serving_helpers import make_bundle, picture
+from tests.unit.serving_helpers import Told, make_bundle, picture
 from training.bundle import Bundle, load_bundle
 from training.preprocess import preprocess
 from training.score import class_scores
@@ -114,7 +115,9 @@ def test_a_task_costs_its_values_its_features_and_its_labels(bundle: Bundle, rea
 
 def test_resident_encoders_stay_within_their_bytes(ready: Sequence[ReadyTask]) -> None:
     first, second, third = ready
-    resident = ResidentEncoders(capacity_bytes=first.num_bytes + second.num_bytes + third.num_bytes - 1)
+    told = Told()
+    capacity = first.num_bytes + second.num_bytes + third.num_bytes - 1
+    resident = ResidentEncoders(capacity_bytes=capacity, metrics=EncoderMetrics(told.publisher))
     resident.put("first", first)
     resident.put("second", second)
     assert resident.get("first") is first  # so the second is the least recently used
@@ -124,10 +127,15 @@ def test_resident_encoders_stay_within_their_bytes(ready: Sequence[ReadyTask]) -
     assert resident.bytes_used == first.num_bytes + third.num_bytes
     resident.put("first", first)
     assert len(resident) == 2 and resident.bytes_used == first.num_bytes + third.num_bytes
+    assert told.values == {
+        ("hyperclip_tasks_resident",): 2,
+        ("hyperclip_resident_bytes",): resident.bytes_used,
+        ("hyperclip_evictions",): 1,
+    }
 
 
 def test_an_encoder_larger_than_the_table_is_not_kept(ready: Sequence[ReadyTask]) -> None:
-    resident = ResidentEncoders(capacity_bytes=ready[0].num_bytes)
+    resident = ResidentEncoders(capacity_bytes=ready[0].num_bytes, metrics=EncoderMetrics())
     resident.put("small", ready[0])
     resident.put("large", ready[2])
     assert resident.get("large") is None

@@ -8,6 +8,7 @@ import pytest
 
 from serving.config import ServingConfig
 from serving.messages import Embedded, Refused, Specialized
+from serving.middleware import overloaded
 from serving.schemas import ModelInfo
 from serving.task_record import TaskRecord
 from tests.unit.serving_helpers import LIMITS, LocalService, check_problem, local_service, make_bundle
@@ -95,6 +96,18 @@ def test_overload_is_shed_with_429_and_a_time_to_wait(config: ServingConfig) -> 
         metrics = (await local.http.get("/metrics")).text
         assert 'hyperclip_requests_shed_total{reason="overloaded"} 1.0' in metrics
         assert 'hyperclip_requests_total{method="POST",route="/v1/tasks",status="200"} 3.0' in metrics
+
+    asyncio.run(inside())
+
+
+def test_what_a_busy_deployment_refuses_counts_as_shed_too(config: ServingConfig) -> None:
+    async def inside() -> None:
+        held = HeldHypernetwork()
+        held.release.set()
+        held.fail = overloaded(LIMITS)  # as a handle says it
+        local = local_service(config, hypernetwork=held)
+        check_problem(await local.http.post("/v1/tasks", json={"labels": ["cat"]}), 429)
+        assert 'hyperclip_requests_shed_total{reason="overloaded"} 1.0' in (await local.http.get("/metrics")).text
 
     asyncio.run(inside())
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from starlette.types import Message
 from serving.classify_stream import NDJSON, PER_CALL, ClassifyStream, wants_lines
 from serving.config import ServingConfig
 from serving.limits import ServingLimits
+from serving.metrics import IngressMetrics
 from serving.problems import ProblemError, make_problem
 from serving.schemas import ClassifyAnswer, ImageResult, Prediction, StreamEnd, StreamLine, Timings
 from tests.unit.serving_helpers import LIMITS, LocalService, check_problem, make_bundle, picture, play
@@ -130,6 +132,14 @@ async def _parts(*data: bytes) -> AsyncIterator[bytes]:
         yield one
 
 
+def outcomes(metrics: IngressMetrics) -> tuple[dict[str, float], float]:
+    """How streams have ended, and how many have not."""
+    text = metrics.text().decode()
+    ended = dict(re.findall(r'^hyperclip_streams_total\{outcome="(\w+)"\} (.+)$', text, re.MULTILINE))
+    (running,) = re.findall(r"^hyperclip_streams_in_flight (.+)$", text, re.MULTILINE)
+    return {outcome: float(number) for outcome, number in ended.items()}, float(running)
+
+
 def run(
     body: AsyncIterator[bytes],
     *,
@@ -138,11 +148,14 @@ def run(
 ) -> tuple[dict[int, StreamLine], StreamEnd]:
     async def inside() -> str:
         client = Client(body)
-        stream = ClassifyStream(ask, content_type=FORM, limits=ServingLimits(**limits))
+        stream = ClassifyStream(ask, content_type=FORM, limits=ServingLimits(**limits), metrics=metrics)
         await stream({"type": "http"}, client.receive, client.send)
         return client.received.decode()
 
-    return parsed(asyncio.run(inside()))
+    metrics = IngressMetrics()
+    lines, end = parsed(asyncio.run(inside()))
+    assert outcomes(metrics) == ({"complete" if end.problem is None else "cut_short": 1}, 0)
+    return lines, end
 
 
 def test_pictures_that_arrive_in_pieces_are_put_together() -> None:
@@ -200,14 +213,17 @@ def test_reading_waits_for_the_work() -> None:
 
     async def inside() -> None:
         client = Client(body())
-        stream = ClassifyStream(ask, content_type=FORM, limits=ServingLimits(max_stream_in_work=16))
+        stream = ClassifyStream(ask, content_type=FORM, limits=ServingLimits(max_stream_in_work=16), metrics=metrics)
         running = asyncio.create_task(stream({"type": "http"}, client.receive, client.send))
         for _ in range(200):
             await asyncio.sleep(0)
         assert (sent, asked) == (3, 15)  # a part ends where the next one begins; the third group is read, and waits
+        assert outcomes(metrics) == ({}, 1)
         running.cancel()
 
+    metrics = IngressMetrics()
     asyncio.run(inside())
+    assert outcomes(metrics) == ({"gone": 1}, 0)
 
 
 def test_the_work_stops_when_the_client_goes() -> None:
@@ -234,11 +250,13 @@ def test_the_work_stops_when_the_client_goes() -> None:
             raise ConnectionError
 
         client = Client(body())
-        stream = ClassifyStream(ask, content_type=FORM, limits=ServingLimits())
+        stream = ClassifyStream(ask, content_type=FORM, limits=ServingLimits(), metrics=metrics)
         await stream({"type": "http"}, client.receive, client.send)
         return client.received
 
+    metrics = IngressMetrics()
     assert asyncio.run(inside()) == b""
+    assert outcomes(metrics) == ({"gone": 1}, 0)
     assert stopped == 2
 
 
@@ -252,14 +270,16 @@ def test_the_work_stops_when_the_client_goes_after_the_body() -> None:
             raise AssertionError
 
         client = Client(_parts(part(b"one"), LAST))
-        stream = ClassifyStream(ask, content_type=FORM, limits=ServingLimits())
+        stream = ClassifyStream(ask, content_type=FORM, limits=ServingLimits(), metrics=metrics)
         running = asyncio.create_task(stream({"type": "http"}, client.receive, client.send))
         await asked.wait()
         client.gone.set()
         await running
         return client.received
 
+    metrics = IngressMetrics()
     assert asyncio.run(inside()) == b""
+    assert outcomes(metrics) == ({"gone": 1}, 0)
 
 
 def test_a_busy_service_is_waited_for_and_a_broken_one_is_said() -> None:

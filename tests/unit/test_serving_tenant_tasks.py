@@ -63,6 +63,7 @@ def test_a_quota_of_tasks_is_told_and_freed_by_deletion(config: ServingConfig) -
         made = [(await local.http.post("/v1/tasks", json={"labels": [name]})).json() for name in "ab"]
         problem = check_problem(await local.http.post("/v1/tasks", json={"labels": ["c"]}), 403)
         assert problem["type"] == "urn:hyperclip:problem:quota_exceeded"
+        assert 'shed_total{reason="quota_exceeded"} 1.0' in (await local.http.get("/metrics")).text
         assert "at most 2 tasks" in problem["detail"] and "DELETE /v1/tasks/ID" in problem["detail"]
         again = await local.http.post("/v1/tasks", json={"labels": ["a"]})
         assert again.json()["cached"] is True  # what is there is not refused

@@ -9,8 +9,9 @@ from torch.testing import assert_close
 from serving.engines.hypernetwork import HypernetworkEngine
 from serving.engines.text_features import TextFeatureCache
 from serving.limits import ServingLimits
+from serving.metrics import HypernetworkMetrics
 from serving.task_record import TaskRecord, make_record
-from tests.unit.serving_helpers import make_bundle
+from tests.unit.serving_helpers import Told, make_bundle
 from training.bundle import Bundle, load_bundle
 from training.specialize import encode_labels, encode_texts, specialize
 
@@ -61,7 +62,8 @@ def test_templates_and_models_are_kept_apart(bundle: Bundle, tmp_path: Path) -> 
 def test_memory_is_bounded_and_the_least_recently_used_go_first(bundle: Bundle) -> None:
     probe = TextFeatureCache(capacity_bytes=10**6)
     probe.encode(bundle, ["a"], ["{}"])
-    cache = TextFeatureCache(capacity_bytes=3 * probe.bytes_used)
+    told = Told()
+    cache = TextFeatureCache(capacity_bytes=3 * probe.bytes_used, metrics=HypernetworkMetrics(told.publisher))
     cache.encode(bundle, ["a", "b", "c"], ["{}"])
     cache.encode(bundle, ["a"], ["{}"])
     cache.encode(bundle, ["d"], ["{}"])  # pushes b out
@@ -69,6 +71,11 @@ def test_memory_is_bounded_and_the_least_recently_used_go_first(bundle: Bundle) 
     assert cache.encoded == 4
     cache.encode(bundle, ["a", "c", "d"], ["{}"])
     assert cache.encoded == 4
+    assert told.values == {
+        ("hyperclip_labels", "true"): 4,
+        ("hyperclip_labels", "false"): 4,
+        ("hyperclip_label_bytes",): cache.bytes_used,
+    }
     whole = cache.encode(bundle, list("efghi"), ["{}"])  # more than there is room for is answered all the same
     assert_close(whole, encode_labels(bundle, list("efghi"), ["{}"]), **LAST_BIT)
     assert len(cache) == 3

@@ -11,6 +11,7 @@ from serving.config import BatchingConfig, ServingConfig
 from serving.engines.image_worker import FAILED, ImageWorker, SharedByModels
 from serving.limits import ServingLimits
 from serving.messages import ENDING, OVERLOADED, Classified, Embedded, Refused
+from serving.metrics import EncoderMetrics
 from serving.task_record import make_record
 from serving.task_store import TaskStore
 from tests.unit.serving_helpers import make_bundle, picture
@@ -32,7 +33,7 @@ class Replica:
         limits = ServingLimits(max_images=4)
         config = ServingConfig(bundle_uri="unused", task_store_uri=str(folder), batching=batching, limits=limits)
         store = TaskStore(config.task_store_uri)
-        self.shared = SharedByModels(batching)
+        self.shared = SharedByModels(batching, EncoderMetrics())
         self.workers = [ImageWorker(bundle, config, shared=self.shared) for bundle in bundles]
         self.records = [make_record(tenant="t", labels=labels, templates=None, pinned_version=None) for labels in TASKS]
         self.specializations = [

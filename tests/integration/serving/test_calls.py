@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ import httpx
 import pytest
 import ray
 import torch
+from prometheus_client.parser import text_string_to_metric_families
 
 from infra.errors import BadInputError
 from serving.client import ServiceError, ServingClient
@@ -201,6 +203,28 @@ def retried(call: Any) -> Any:
             if error.status != 503:
                 raise
     raise AssertionError("the service did not come back")
+
+
+def test_the_node_gives_out_the_metrics_of_every_deployment(client: ServingClient) -> None:
+    client.classify(client.create_task(["a name", "another"]).task_id, [picture(0)])
+    (node,) = ray.nodes()
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+
+    def given_out() -> set[tuple[str, str | None]]:
+        families = text_string_to_metric_families(httpx.get(address, timeout=30, trust_env=False).text)
+        return {(one.name, one.labels.get("deployment")) for family in families for one in family.samples if one.value > 0}
+
+    wanted = {
+        ("ray_hyperclip_requests_total", "Ingress"),
+        ("ray_hyperclip_labels_total", "Hypernetwork"),
+        ("ray_hyperclip_label_bytes", "Hypernetwork"),
+        ("ray_hyperclip_tasks_resident", "ImageEncoder"),
+        ("ray_hyperclip_resident_bytes", "ImageEncoder"),
+    }
+    deadline = time.monotonic() + 60
+    while missing := wanted - given_out():
+        assert time.monotonic() < deadline, missing
+        time.sleep(0.2)  # replicas tell their node every few seconds
 
 
 def test_a_second_service_on_the_same_cluster_is_refused(base_url: str, config: ServingConfig) -> None:
