@@ -7,7 +7,7 @@ and recent tasks have been specialized for it.  One replica that refuses it is e
 import asyncio
 import logging
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Protocol
 
@@ -16,16 +16,14 @@ from infra.model_registry import ModelVersion
 from serving.config import RolloutConfig
 from serving.messages import Refused
 from serving.model_source import ServedModel, identity
-from serving.rollout.plan import PARTS, Plan, PlannedVersion, Report, TaskKey, Usage
+from serving.rollout.plan import Plan, PlannedVersion, Report, TaskKey, Usage
+from serving.rollout.replicas import Replicas, holds
 from serving.rollout.state import MAX_REFUSED, RefusedVersion, RolloutState
 from serving.schemas import ModelInfo
 from serving.single_flight import SingleFlight
 
 logger = logging.getLogger(__name__)
 
-ALIVE_INTERVALS = 5
-"""A replica that has said nothing for so many exchanges is gone."""
-MIN_ALIVE_S = 3.0
 KEPT_S = 10.0
 """A version used that recently makes no room for another: calls with it may be on their way."""
 MAX_DEATHS = 2
@@ -68,12 +66,10 @@ class Rollout:
         self._candidate: ServedModel | None = None
         self._warm: tuple[TaskKey, ...] = ()
         self._all_loaded_at: float | None = None
-        self._replicas: dict[str, tuple[Report, float]] = {}
+        self._replicas = Replicas(config, clock)
         self._infos: dict[str, ModelInfo] = {state.info.digest: state.info}
         self._tasks: OrderedDict[TaskKey, None] = OrderedDict()
-        self._deaths: Counter[str] = Counter()
         self._flights = SingleFlight()
-        self._started = clock()
         self._unsaved = False
         self._saving = asyncio.Lock()
 
@@ -81,7 +77,7 @@ class Rollout:
 
     async def report(self, report: Report) -> Plan:
         """Note what a replica holds, and move on when it was the last one waited for."""
-        self._replicas[report.replica] = (report, self._clock())
+        self._replicas.note(report)
         self._infos.update({info.digest: info for info in report.loaded})
         await self._advance()
         return self.plan()
@@ -127,7 +123,7 @@ class Rollout:
         if key != self.state.seen:  # somebody decided anew, so what was refused may be tried again
             refused = tuple(found for found in self.state.refused if found.identity != key)
             self.state = self.state.rebuilt(seen=key, refused=refused)
-            self._deaths.clear()
+            self._replicas.deaths.clear()
             self._unsaved = True
         if self._candidate is not None and _identity(self._candidate) != key:
             self._drop_candidate()
@@ -149,16 +145,16 @@ class Rollout:
 
     async def _advance(self) -> None:
         """Refuse what a replica refuses, and switch when every replica is ready."""
-        live = self._live()
+        live = self._replicas.live()
         for served in list(self._held.values()):
             reasons = [report.refused[served.digest] for report in live if served.digest in report.refused]
-            if self._deaths[served.digest] >= MAX_DEATHS and not any(_holds(report, served) for report in live):
+            if self._replicas.deaths[served.digest] >= MAX_DEATHS and not any(holds(report, served) for report in live):
                 reasons.append(f"{MAX_DEATHS} replicas ended while they loaded it")
             if reasons and served != self.state.champion:
                 assert served.registered is not None
                 self._refuse(served.registered, reasons[0])
         candidate = self._candidate
-        if candidate is None or not self._all_hold(candidate, live):
+        if candidate is None or not self._replicas.all_hold(candidate, live):
             self._all_loaded_at = None
             return
         if self._all_loaded_at is None:
@@ -204,21 +200,6 @@ class Rollout:
         return None
 
     # ---- parts ---------------------------------------------------------------------------------------------------------
-
-    def _live(self) -> list[Report]:
-        """The last word of each replica that is there; a version whose loading ended a replica is noted."""
-        alive_s = max(MIN_ALIVE_S, ALIVE_INTERVALS * self._config.sync_interval_s)
-        for replica, (report, at) in list(self._replicas.items()):
-            if self._clock() - at > alive_s:
-                del self._replicas[replica]
-                self._deaths.update(report.loading)
-        return [report for report, _ in self._replicas.values()]
-
-    def _all_hold(self, served: ServedModel, live: list[Report]) -> bool:
-        alive_s = max(MIN_ALIVE_S, ALIVE_INTERVALS * self._config.sync_interval_s)
-        if self._clock() - self._started < alive_s:  # replicas that were there before this process have not all reported
-            return False
-        return {report.part for report in live} == PARTS and all(_holds(report, served) for report in live)
 
     def _planned(self, served: ServedModel) -> PlannedVersion:
         info = self._infos.get(served.digest)
@@ -301,7 +282,3 @@ def _unreachable(version: str, error: Exception) -> Refused:
 def _identity(served: ServedModel) -> str:
     assert served.registered is not None
     return identity(served.registered)
-
-
-def _holds(report: Report, served: ServedModel) -> bool:
-    return any(info.digest == served.digest for info in report.loaded)

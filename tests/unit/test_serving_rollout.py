@@ -12,8 +12,9 @@ from infra.tracking import TrackingConfig
 from serving.config import RolloutConfig
 from serving.messages import Refused
 from serving.model_source import ServedModel, identity
-from serving.rollout.controller import KEPT_S, MIN_ALIVE_S, Rollout
+from serving.rollout.controller import KEPT_S, Rollout
 from serving.rollout.plan import Part, Plan, Report, TaskKey, Usage
+from serving.rollout.replicas import MIN_ALIVE_S
 from serving.rollout.state import RolloutState
 from serving.schemas import ModelInfo
 
