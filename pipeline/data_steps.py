@@ -198,7 +198,7 @@ def _import(context: StepContext, source: PicturesSource) -> StepResult:
         source.uris,
         config=source,
         output_uri=raw_uri(context.output_uri),
-        progress=lambda done, total: context.progress(done, total, "pictures"),
+        progress=context.progress,
     )
     return _raw_result(report, "imported", versions)
 
