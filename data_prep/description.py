@@ -85,30 +85,31 @@ class DatasetDescription(StrictModel):
 
 
 def describe_dataset(
-    *, raw_uri: str, keep_list_uri: str, shards_uri: str, imported: bool, progress: Callable[[int, int], None]
+    *, raw_uri: str, keep_list_uri: str, shards_uri: str, imported: bool, progress: Callable[[int, int, str], None]
 ) -> tuple[DatasetDescription, list[ShownSample]]:
     """Look through what the data steps left; with a few samples of those kept and of those dropped for each reason.
 
-    `progress` is called with (rows read, rows in all): outcomes first, then the keep list.
+    `progress` is called with (done, in all, what): first what was asked for, then the samples that curation saw.
 
     Raises:
         BadInputError: a step has not finished.
     """
     raw, manifest = read_download_report(raw_uri), read_manifest(shards_uri)
-    total = raw.requested + raw.downloaded
+    what = "pictures given" if imported else "URLs"
     rates, hosts, formats = TimeTally(), NameTally(), Counter[str]()
     done = 0
-    progress(done, total)
+    progress(done, raw.requested, what)
     for table in iter_outcomes(raw_uri):
         succeeded = pc.equal(table["state"], "downloaded")
         _add_times(rates, table, succeeded)
         hosts.add(_hosts(table), _hosts(table.filter(succeeded)))
         formats.update(name for name in table["format"].to_pylist() if name)
         done += table.num_rows
-        progress(min(done, total), total)
+        progress(min(done, raw.requested), raw.requested, what)
     histograms = {name: HistogramTally(edges) for name, edges in _EDGES.items()}
     sources, showing, dropped = NameTally(), Showing(), Counter[str]()
-    kept = 0
+    kept = done = 0
+    progress(done, raw.downloaded, "samples")
     with storage.open_read(keep_list_uri) as file:
         for batch in pq.ParquetFile(file).iter_batches(batch_size=ROWS_AT_ONCE, columns=_READ):
             table = pa.Table.from_batches([batch])
@@ -120,7 +121,7 @@ def describe_dataset(
             sources.add(_names(table["source"]), _names(table.filter(table["keep"])["source"]))
             showing.add(table)
             done += table.num_rows
-            progress(min(done, total), total)
+            progress(min(done, raw.downloaded), raw.downloaded, "samples")
     described = DatasetDescription(
         imported=imported,
         requested=raw.requested,

@@ -55,8 +55,9 @@ class Described:
             write_table(pa.Table.from_pylist(entries, schema=OUTCOME_SCHEMA), f"{self.raw}/outcomes/00000.parquet")
         curate(CurateConfig(), raw_uri=self.raw, output_uri=f"{root}/curated", progress=no_progress)
         reshard(ReshardConfig(), raw_uri=self.raw, keep_list_uri=keep, output_uri=shards, progress=no_progress)
+        self.told: list[tuple[int, int, str]] = []
         self.description, self.shown = describe_dataset(
-            raw_uri=self.raw, keep_list_uri=keep, shards_uri=shards, imported=False, progress=no_progress
+            raw_uri=self.raw, keep_list_uri=keep, shards_uri=shards, imported=False, progress=lambda *told: self.told.append(told)
         )
         self.folder = root / "report"
         self.folder.mkdir()
@@ -84,6 +85,10 @@ def test_the_funnel_adds_up_from_source_to_shards(described: Described) -> None:
     assert found.sources[0].good == 30
     assert sum(found.rates.downloaded) + sum(found.rates.failed) == 34
     assert found.metrics["funnel.samples"] == 30
+
+
+def test_progress_counts_urls_and_then_samples(described: Described) -> None:
+    assert described.told == [(0, 34, "URLs"), (34, 34, "URLs"), (0, 33, "samples"), (33, 33, "samples")]
 
 
 def test_pictures_are_shown_of_what_was_kept_and_for_each_reason(described: Described) -> None:
