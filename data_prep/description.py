@@ -16,7 +16,7 @@ from pydantic import NonNegativeInt
 
 from data_prep.manifest import read_manifest
 from data_prep.raw import iter_outcomes, read_download_report
-from data_prep.shown_samples import Showing, ShownSample
+from data_prep.shown_samples import Showing, ShownSample, never_shown
 from data_prep.tallies import Histogram, HistogramTally, NamedCount, NameTally, Rates, TimeTally
 from infra import storage
 from infra.config import StrictModel
@@ -37,6 +37,7 @@ _READ = [
     "image_offset",
     "image_bytes",
 ]
+_READ_OF_ORIGINALS = ["uid", "reason", "shard", "image_offset", "image_bytes"]
 _EDGES: dict[str, Any] = {
     "shorter side (pixels)": 2.0 ** np.arange(3, 14.5, 0.5),
     "longer side / shorter": [1, 1.05, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2, 2.5, 3, 4, 5, 7, 10],
@@ -140,7 +141,23 @@ def describe_dataset(
         sources=sources.top(NUM_NAMED),
         histograms={name: tally.histogram() for name, tally in histograms.items()},
     )
-    return described, showing.samples(raw_uri)
+    return described, showing.samples(raw_uri, _rows_of(showing.originals(), keep_list_uri))
+
+
+def _rows_of(uids: set[str], keep_list_uri: str) -> dict[str, dict[str, Any]]:
+    """Where the pictures with these uids lie; the list is read once more, as far as the last of them."""
+    found: dict[str, dict[str, Any]] = {}
+    if not uids:
+        return found
+    wanted = pa.array(sorted(uids))
+    with storage.open_read(keep_list_uri) as file:
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=ROWS_AT_ONCE, columns=_READ_OF_ORIGINALS):
+            rows = batch.filter(pc.is_in(batch["uid"], value_set=wanted)).to_pylist()
+            found |= {row["uid"]: row for row in rows if not never_shown(row["reason"])}
+            uids = uids - {row["uid"] for row in rows}
+            if not uids:
+                break
+    return found
 
 
 def _add_times(rates: TimeTally, table: pa.Table, succeeded: pa.ChunkedArray) -> None:
