@@ -38,6 +38,14 @@ const named = (control) => (control.labels?.length || control.ariaLabel || contr
 return [...document.querySelectorAll("input, textarea, button, a, video, [role=region], section, article")]
   .filter((control) => !named(control)).map((control) => control.outerHTML.slice(0, 80));
 """
+STICKING_OUT = """
+for (const cell of document.querySelectorAll("td.number")) if (cell.textContent) cell.textContent = "<0.001"; // the widest
+const range = document.createRange();
+return [...document.querySelectorAll(".bars :is(th, td)")].filter((cell) => {
+  range.selectNodeContents(cell);
+  return range.getBoundingClientRect().right > cell.closest(".said").getBoundingClientRect().right;
+}).map((cell) => cell.textContent);
+"""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -90,4 +98,5 @@ def test_nothing_sticks_out_at_the_side(page: Page, files: dict[str, Path], widt
     page.part("compare").click()
     assert page.classify() == "Done."
     assert page.browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    assert page.browser.execute_script(STICKING_OUT) == []
     page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
