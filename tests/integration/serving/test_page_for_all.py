@@ -90,7 +90,7 @@ def test_the_keyboard_is_enough(page: Page, files: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("width", [320, 1280])
-def test_nothing_sticks_out_at_the_side(page: Page, files: dict[str, Path], width: int) -> None:
+def test_nothing_sticks_out_or_keeps_people_out(page: Page, files: dict[str, Path], width: int) -> None:
     size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
     page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     page.name("cat\na very long class name that goes on and on\n" + "unbroken" * 12)
@@ -98,5 +98,6 @@ def test_nothing_sticks_out_at_the_side(page: Page, files: dict[str, Path], widt
     page.part("compare").click()
     assert page.classify() == "Done."
     assert page.browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    assert page.violations() == []
     assert page.browser.execute_script(STICKING_OUT) == []
     page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
