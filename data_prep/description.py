@@ -16,7 +16,7 @@ from pydantic import NonNegativeInt
 
 from data_prep.manifest import read_manifest
 from data_prep.raw import iter_outcomes, read_download_report
-from data_prep.shown_samples import Showing, ShownSample
+from data_prep.shown_samples import Showing, ShownSample, never_shown
 from data_prep.tallies import Histogram, HistogramTally, NamedCount, NameTally, Rates, TimeTally
 from infra import storage
 from infra.config import StrictModel
@@ -37,6 +37,7 @@ _READ = [
     "image_offset",
     "image_bytes",
 ]
+_READ_OF_ORIGINALS = ["uid", "reason", "shard", "image_offset", "image_bytes"]
 _EDGES: dict[str, Any] = {
     "shorter side (pixels)": 2.0 ** np.arange(3, 14.5, 0.5),
     "longer side / shorter": [1, 1.05, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2, 2.5, 3, 4, 5, 7, 10],
@@ -85,30 +86,31 @@ class DatasetDescription(StrictModel):
 
 
 def describe_dataset(
-    *, raw_uri: str, keep_list_uri: str, shards_uri: str, imported: bool, progress: Callable[[int, int], None]
+    *, raw_uri: str, keep_list_uri: str, shards_uri: str, imported: bool, progress: Callable[[int, int, str], None]
 ) -> tuple[DatasetDescription, list[ShownSample]]:
     """Look through what the data steps left; with a few samples of those kept and of those dropped for each reason.
 
-    `progress` is called with (rows read, rows in all): outcomes first, then the keep list.
+    `progress` is called with (done, in all, what): first what was asked for, then the samples that curation saw.
 
     Raises:
         BadInputError: a step has not finished.
     """
     raw, manifest = read_download_report(raw_uri), read_manifest(shards_uri)
-    total = raw.requested + raw.downloaded
+    what = "pictures given" if imported else "URLs"
     rates, hosts, formats = TimeTally(), NameTally(), Counter[str]()
     done = 0
-    progress(done, total)
+    progress(done, raw.requested, what)
     for table in iter_outcomes(raw_uri):
         succeeded = pc.equal(table["state"], "downloaded")
         _add_times(rates, table, succeeded)
         hosts.add(_hosts(table), _hosts(table.filter(succeeded)))
         formats.update(name for name in table["format"].to_pylist() if name)
         done += table.num_rows
-        progress(min(done, total), total)
+        progress(min(done, raw.requested), raw.requested, what)
     histograms = {name: HistogramTally(edges) for name, edges in _EDGES.items()}
     sources, showing, dropped = NameTally(), Showing(), Counter[str]()
-    kept = 0
+    kept = done = 0
+    progress(done, raw.downloaded, "samples")
     with storage.open_read(keep_list_uri) as file:
         for batch in pq.ParquetFile(file).iter_batches(batch_size=ROWS_AT_ONCE, columns=_READ):
             table = pa.Table.from_batches([batch])
@@ -120,7 +122,7 @@ def describe_dataset(
             sources.add(_names(table["source"]), _names(table.filter(table["keep"])["source"]))
             showing.add(table)
             done += table.num_rows
-            progress(min(done, total), total)
+            progress(min(done, raw.downloaded), raw.downloaded, "samples")
     described = DatasetDescription(
         imported=imported,
         requested=raw.requested,
@@ -139,7 +141,23 @@ def describe_dataset(
         sources=sources.top(NUM_NAMED),
         histograms={name: tally.histogram() for name, tally in histograms.items()},
     )
-    return described, showing.samples(raw_uri)
+    return described, showing.samples(raw_uri, _rows_of(showing.originals(), keep_list_uri))
+
+
+def _rows_of(uids: set[str], keep_list_uri: str) -> dict[str, dict[str, Any]]:
+    """Where the pictures with these uids lie; the list is read once more, as far as the last of them."""
+    found: dict[str, dict[str, Any]] = {}
+    if not uids:
+        return found
+    wanted = pa.array(sorted(uids))
+    with storage.open_read(keep_list_uri) as file:
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=ROWS_AT_ONCE, columns=_READ_OF_ORIGINALS):
+            rows = batch.filter(pc.is_in(batch["uid"], value_set=wanted)).to_pylist()
+            found |= {row["uid"]: row for row in rows if not never_shown(row["reason"])}
+            uids = uids - {row["uid"] for row in rows}
+            if not uids:
+                break
+    return found
 
 
 def _add_times(rates: TimeTally, table: pa.Table, succeeded: pa.ChunkedArray) -> None:

@@ -17,7 +17,7 @@ from pydantic import PositiveInt
 from data_prep.accounting import require_all_accounted
 from data_prep.download_checks import require_plausible
 from data_prep.download_config import DownloadConfig
-from data_prep.download_status import DownloadStatus
+from data_prep.download_status import DownloadStatus, marked_as_begun
 from data_prep.fan_out import MAX_FAILED, Failed, absolute, fan_out_each
 from data_prep.partition import download_partition, may_have_passed
 from data_prep.partition_report import PartitionReport, finished_report
@@ -143,7 +143,7 @@ def _run_round(missing: list[Partition], config: DownloadConfig, output_uri: str
 
     def arguments() -> Iterator[tuple[Partition, DownloadConfig, str]]:
         for partition in missing:
-            status.begin(partition)
+            status.hand_out(partition)
             yield partition, config, output_uri
 
     with closing(fan_out_each(_download_partition, arguments(), config.tasks)) as ended:
@@ -169,7 +169,8 @@ def _run_round(missing: list[Partition], config: DownloadConfig, output_uri: str
 
 
 def _download_partition(partition: Partition, config: DownloadConfig, output_uri: str) -> PartitionReport:
-    return download_partition(partition, config, output_uri=output_uri)
+    with marked_as_begun(partition, output_uri):
+        return download_partition(partition, config, output_uri=output_uri)
 
 
 def _report(config: DownloadConfig, plan: Plan, rounds: list[Reports], output_uri: str, finished_rounds: int) -> DownloadReport:

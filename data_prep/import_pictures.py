@@ -23,13 +23,16 @@ from infra import storage
 from infra.config import content_hash
 from infra.errors import BadInputError, DataLossError
 
+Progress = Callable[[int, int, str], None]
+
 
 def import_pictures(
-    parquet_uris: str | Sequence[str], *, config: ImportConfig, output_uri: str, progress: Callable[[int, int], None]
+    parquet_uris: str | Sequence[str], *, config: ImportConfig, output_uri: str, progress: Progress
 ) -> DownloadReport:
     """Write raw shards from the pictures in parquet files (or folders of them); partitions done earlier are skipped.
 
-    Ray must be connected.  `progress` is called with (rows done, rows in all).
+    Ray must be connected.  `progress` is called with (rows of the files done, rows in all, what they are): which of them `only`
+    takes is not known before they are read.
 
     Raises:
         BadInputError: nothing there, no parquet, a missing column, no rows, a uid twice.
@@ -47,12 +50,12 @@ def import_pictures(
         if report := finished_report(partition, config, output_uri=output_uri):
             reports[partition.number] = report
     skipped = len(reports)
-    progress(_rows_done(partitions, reports), total)
+    progress(_rows_done(partitions, reports), total, _note(config, reports))
     arguments = [(partition, config, output_uri) for partition in partitions if partition.number not in reports]
     try:
         for report in fan_out(import_partition, arguments, config.tasks):
             reports[report.partition] = report
-            progress(_rows_done(partitions, reports), total)
+            progress(_rows_done(partitions, reports), total, _note(config, reports))
     except OSError as error:
         raise BadInputError(f"cannot be read: {error}") from error
     requested = sum(report.requested for report in reports.values())
@@ -147,6 +150,13 @@ def _remove_outcomes_of_others(partitions: Sequence[PicturePartition], output_ur
 
 def _rows_done(partitions: Sequence[PicturePartition], reports: dict[int, PartitionReport]) -> int:
     return sum(partition.num_rows for partition in partitions if partition.number in reports)
+
+
+def _note(config: ImportConfig, reports: dict[int, PartitionReport]) -> str:
+    """`pictures`, or `rows, 1,234 pictures chosen` where not every row is taken."""
+    if not config.only:
+        return "pictures"
+    return f"rows, {sum(report.requested for report in reports.values()):,} pictures chosen"
 
 
 def _chosen(config: ImportConfig) -> str:

@@ -45,14 +45,16 @@ def list_files(uri: str) -> list[str]:
     """The file itself, or the files of a folder that can be a list, in order of name.
 
     Raises:
-        BadInputError: nothing is there.
+        BadInputError: nothing is there, or a folder without such files.
     """
     if not storage.exists(uri):
         raise BadInputError(f"{uri} does not exist")
-    there = storage.list_files(uri)
-    files = [file for file in there if file.endswith(SUFFIXES)]
-    if there and not files:
-        raise BadInputError(f"folder {uri} holds no file that can be a list ({', '.join(_KINDS)}, the texts also .gz)")
+    files = [file for file in storage.list_files(uri) if file.endswith(SUFFIXES)]
+    if not files and storage.is_folder(uri):
+        raise BadInputError(
+            f"folder {uri} holds no file that can be a list ({', '.join(_KINDS)}, the texts also .gz); folders in it are not "
+            "looked into"
+        )
     return files or [uri]
 
 

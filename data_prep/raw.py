@@ -6,6 +6,7 @@
     RAW/shards/00000/            img2dataset's output for that partition: 00000.tar, 00000.parquet, 00000_stats.json
     RAW/outcomes/00000.parquet   one row for each of its rows: downloaded, or failed and why
     RAW/quarantine/00000.parquet those of them whose picture had another hash than the list says; only where there are any
+    RAW/status.json, RAW/begun/  what is under way, for people (`download_status.py`)
     RAW/rounds/2/                the same folders for what was fetched again in a later round; its outcomes replace the earlier
 
 Reports lie outside img2dataset's folders, because it takes every JSON file there for the statistics of a shard.

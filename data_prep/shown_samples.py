@@ -4,7 +4,7 @@ import hashlib
 import heapq
 import io
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -36,6 +36,8 @@ class ShownSample(NamedTuple):
     duplicate_of: str | None
     picture: bytes | None
     """WebP; none where it cannot be decoded."""
+    original: bytes | None = None
+    """The picture that it is a duplicate of, in the same way."""
 
 
 class Showing:
@@ -51,7 +53,7 @@ class Showing:
             for keep, reason in zip(table["keep"].to_pylist(), table["reason"].to_pylist(), strict=True)
         ]
         for place, (uid, reason) in enumerate(zip(table["uid"].to_pylist(), reasons, strict=True)):
-            if any(word in reason for word in NEVER_SHOWN) or (reason not in self._found and len(self._found) >= MAX_REASONS):
+            if never_shown(reason) or (reason not in self._found and len(self._found) >= MAX_REASONS):
                 continue
             found = self._found[reason]
             rank = -int.from_bytes(hashlib.sha256(uid.encode()).digest()[:8])  # a heap has its smallest in front
@@ -61,10 +63,20 @@ class Showing:
             elif rank > found[0][0]:
                 heapq.heapreplace(found, (rank, uid, table.slice(place, 1).to_pylist()[0]))
 
-    def samples(self, raw_uri: str) -> list[ShownSample]:
-        """Those drawn, kept ones first, then by reason; reads their pictures from the raw shards."""
+    def originals(self) -> set[str]:
+        """uids of what the drawn duplicates are duplicates of."""
+        return {row["duplicate_of"] for found in self._found.values() for _, _, row in found if row["duplicate_of"]}
+
+    def samples(self, raw_uri: str, originals: Mapping[str, dict[str, Any]] | None = None) -> list[ShownSample]:
+        """Those drawn, kept ones first, then by reason; reads their pictures from the raw shards.
+
+        Args:
+            originals: rows of the keep list by their uids; of those that are not there no picture is shown.
+        """
         order = sorted(self._found, key=lambda reason: (reason != KEPT, reason))
         rows = [(reason, row) for reason in order for _, _, row in sorted(self._found[reason], key=lambda one: -one[0])]
+        beside = dict(originals or {})
+        pictures = dict(zip(beside, _small_pictures(beside.values(), raw_uri), strict=True))
         return [
             ShownSample(
                 reason=reason,
@@ -74,9 +86,14 @@ class Showing:
                 height=row["height"],
                 duplicate_of=row["duplicate_of"],
                 picture=picture,
+                original=pictures.get(row["duplicate_of"]),
             )
             for (reason, row), picture in zip(rows, _small_pictures([row for _, row in rows], raw_uri), strict=True)
         ]
+
+
+def never_shown(reason: str | None) -> bool:
+    return any(word in (reason or "") for word in NEVER_SHOWN)
 
 
 def _small_pictures(rows: Iterable[dict[str, Any]], raw_uri: str) -> Iterator[bytes | None]:

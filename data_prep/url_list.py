@@ -128,13 +128,13 @@ def parquet_files(uri: str) -> list[str]:
     """The file itself, or the parquet files of a folder.
 
     Raises:
-        BadInputError: nothing is there.
+        BadInputError: nothing is there, or a folder without such files.
     """
     if not storage.exists(uri):
         raise BadInputError(f"{uri} does not exist")
     files = storage.list_files(uri, suffix=".parquet")
-    if not files and storage.list_files(uri):
-        raise BadInputError(f"folder {uri} holds no .parquet file")
+    if not files and storage.is_folder(uri):
+        raise BadInputError(f"folder {uri} holds no .parquet file; folders in it are not looked into")
     return files or [uri]
 
 

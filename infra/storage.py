@@ -55,6 +55,12 @@ def exists(uri: str) -> bool:
     return bool(filesystem.exists(path))
 
 
+def is_folder(uri: str) -> bool:
+    """Whether it is a folder, or a prefix that objects lie under."""
+    filesystem, path = _resolve(uri)
+    return bool(filesystem.isdir(path))
+
+
 def size(uri: str) -> int:
     filesystem, path = _resolve(uri)
     return int(filesystem.size(path))

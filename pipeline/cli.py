@@ -116,18 +116,20 @@ def clean(
 
     settings = load_run_config(config, tuple(overrides or ()))
     found = made_by_any(settings.workspace_uri) if everything else made_by(settings)
+    counted = f"{len(found)} {'file or folder' if len(found) == 1 else 'files and folders'}"
     if found:
         with only_run_in(settings.workspace_uri):
             for uri in found:
                 out.print(f"  {escape(uri)}")
-            if not yes and not typer.confirm(f"Remove these {len(found)} files and folders?"):
+            if not yes and not typer.confirm(f"Remove {counted}?"):
                 raise typer.Exit(1)
             for uri in found:
                 storage.remove(uri)
-    out.print(f"Removed {len(found)} files and folders." if found else "Nothing to remove.")
+    out.print(f"Removed {counted}." if found else "Nothing to remove.")
     out.print(f"MLflow's runs and models stay: {escape(settings.resolved_tracking.uri)}")
     if not everything and (others := of_other_configurations(settings)):
-        out.print(f"{len(others)} step folders of other configurations stay; --all removes them too:")
+        stay = "step folder stays" if len(others) == 1 else "step folders stay"
+        out.print(f"{len(others)} {stay}, of other configurations; --all removes these too:")
         for uri in others:
             out.print(f"  [dim]{escape(uri)}[/]")
 

@@ -51,7 +51,7 @@ def _describe(context: StepContext, name: DatasetName) -> StepResult:
         keep_list_uri=storage.join(context.inputs[f"curate-{name}"], KEEP_LIST_NAME),
         shards_uri=context.inputs[f"shard-{name}"],
         imported=first.startswith("import"),
-        progress=lambda done, total: context.progress(done, total, "rows"),
+        progress=context.progress,
     )
     with tempfile.TemporaryDirectory(prefix="hyperclip-report-") as folder:
         write_report_files(described, shown, title=f"{context.config.name}: {name}", folder=Path(folder))

@@ -6,6 +6,7 @@ from typing import Any, get_args
 from data_prep.accounting import describe
 from data_prep.curation.curate import KEEP_LIST_NAME, CurateConfig, curate
 from data_prep.curation.looks import num_looked_at
+from data_prep.curation.nothing_kept import NothingKeptError
 from data_prep.download import download
 from data_prep.download_checks import NOT_ASKED, TooFewDownloadedError
 from data_prep.download_config import DownloadConfig
@@ -197,7 +198,7 @@ def _import(context: StepContext, source: PicturesSource) -> StepResult:
         source.uris,
         config=source,
         output_uri=raw_uri(context.output_uri),
-        progress=lambda done, total: context.progress(done, total, "pictures"),
+        progress=context.progress,
     )
     return _raw_result(report, "imported", versions)
 
@@ -241,15 +242,20 @@ def _shards_so_far(output_uri: str) -> str | None:
 def _curate(context: StepContext, name: DatasetName) -> StepResult:
     config = context.config.datasets[name].curate
     versions = input_versions(_files_of(config))
-    report = curate(
-        config,
-        raw_uri=raw_uri(context.inputs[raw_step_name(context.config, name)]),
-        output_uri=context.output_uri,
-        progress=lambda done, total: context.progress(done, total, "pictures"),
-        datasets={
-            other: storage.join(context.inputs[f"curate-{other}"], KEEP_LIST_NAME) for other in _excluded(context.config, name)
-        },
-    )
+    others: dict[str, str] = {
+        other: storage.join(context.inputs[f"curate-{other}"], KEEP_LIST_NAME) for other in _excluded(context.config, name)
+    }
+    try:
+        report = curate(
+            config,
+            raw_uri=raw_uri(context.inputs[raw_step_name(context.config, name)]),
+            output_uri=context.output_uri,
+            progress=lambda done, total: context.progress(done, total, "pictures"),
+            datasets=others,
+        )
+    except NothingKeptError as error:
+        change = f"change datasets.{name}.curate.{error.change}" if error.change else "look at the source of the pictures"
+        raise BadInputError(f"{error}. To go on, {change}") from error
     dropped = sum(report.dropped.values())
     return StepResult(
         summary=f"{report.kept:,} of {report.seen:,} kept"

@@ -8,13 +8,14 @@ before it reads anything is served too, as long as its lines fit in there.  When
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from infra.errors import BadInputError
 from serving.limits import ServingLimits
 from serving.metrics import IngressMetrics
 from serving.picture_parts import PictureParts
@@ -29,6 +30,7 @@ PER_CALL = 8
 PENDING_BYTES = 8 * 2**20
 """Of lines that the client has not taken; then no more pictures are read."""
 Ask = Callable[[Sequence[bytes]], Awaitable[ClassifyAnswer]]
+Begin = Callable[[Mapping[str, list[str]]], Awaitable[None]]
 
 
 def wants_lines(accept: str) -> bool:
@@ -60,8 +62,20 @@ class ClassifyStream(Response):
 
     media_type = NDJSON
 
-    def __init__(self, ask: Ask, *, content_type: str, limits: ServingLimits, metrics: IngressMetrics) -> None:
-        """Args: ask: classifies some pictures; each has its own result or problem.
+    def __init__(
+        self,
+        ask: Ask,
+        *,
+        content_type: str,
+        limits: ServingLimits,
+        metrics: IngressMetrics,
+        begin: Begin | None = None,
+        texts: Collection[str] = (),
+    ) -> None:
+        """Args:
+            ask: classifies some pictures; each has its own result or problem.
+            begin: called with the text fields before the first picture; what it raises ends the stream.
+            texts: names of the text fields that may come before the pictures.
 
         Raises:
             ProblemError: the body is no form.
@@ -71,7 +85,11 @@ class ClassifyStream(Response):
         self._ask = ask
         self._limits = limits
         self._metrics = metrics
-        self._parts = PictureParts(content_type, max_picture_bytes=limits.max_body_bytes)
+        self._begin = begin
+        max_texts = (
+            limits.max_labels + limits.max_templates + 8
+        )  # as in a form: the usual check says by how much it is too many
+        self._parts = PictureParts(content_type, max_picture_bytes=limits.max_body_bytes, texts=texts, max_texts=max_texts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  (of the protocol)
         outcome = "gone"  # also when the server cancels the call because of that
@@ -145,6 +163,8 @@ class ClassifyStream(Response):
                 raise ClientDisconnect
             more = message.get("more_body", False)
             whole = self._parts.feed(message.get("body", b""))
+            if whole and not state.num_pictures and self._begin is not None:
+                await self._begun(self._begin)
             while whole:
                 room = limits.max_stream_images - state.num_pictures
                 if room <= 0:
@@ -165,6 +185,20 @@ class ClassifyStream(Response):
             raise ProblemError(400, "malformed_form", "the multipart form ends before its last boundary")
         if not state.num_pictures:
             raise ProblemError(422, "no_image", "there is no picture in the request")
+
+    async def _begun(self, begin: Begin) -> None:
+        """Raises ProblemError: it cannot begin."""
+        try:
+            await begin(self._parts.fields)
+        except ProblemError:
+            raise
+        except BadInputError as error:
+            raise ProblemError(422, "invalid_request", str(error)) from error
+        except Exception as error:
+            logger.exception("a stream could not begin")
+            raise ProblemError(
+                500, "internal", "the service failed before the first picture; its log has the reason"
+            ) from error
 
     async def _room(self, state: _State, number: int) -> None:
         """Wait until more pictures may be worked on."""

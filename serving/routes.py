@@ -14,6 +14,7 @@ from serving.middleware import Admission, Authentication, RequestContext
 from serving.problems import MEDIA_TYPE, ProblemError, install_problem_handlers
 from serving.rate import Access
 from serving.requests import (
+    Form,
     charge_images,
     form_body,
     json_body,
@@ -163,21 +164,36 @@ def create_http_app(service: ClassifierService, access: Access | None = None) ->
 
     one_call = {"labels": "many", "templates": "many", "pinned_version": "one", "top_k": "one"}
 
-    @app.post("/v1/classify", tags=["pictures"], openapi_extra=form_body(texts=one_call, raw_image=False))
-    async def classify_at_once(request: Request) -> ClassifyAnswer:
-        """Labels and pictures in one form: repeat `labels` and `images`."""
-        form = await read_form(request, limits, allowed=tuple(one_call))
-        top_k = top_k_of(single(form, "top_k"), limits)
-        templates = form.fields.get("templates")
-        task = await service.create_task(
-            TaskRequest(
+    @app.post(
+        "/v1/classify",
+        tags=["pictures"],
+        response_model=ClassifyAnswer,
+        responses={200: {"content": {NDJSON: {"schema": {"type": "string", "description": LINES}}}}},
+        openapi_extra=form_body(texts=one_call, raw_image=False),
+    )
+    async def classify_at_once(request: Request) -> Response | ClassifyAnswer:
+        """Labels and pictures in one form: repeat `labels` and `images`.
+
+        With `Accept: application/x-ndjson` many more pictures, after the labels, each answered in a line of its own.
+        """
+        tenant = tenant_of(request)
+
+        async def begin(form: Form) -> tuple[str, int]:
+            """The task, and how many labels an answer should hold."""
+            number = top_k_of(single(form, "top_k"), limits)
+            templates = form.fields.get("templates")
+            asked = TaskRequest(
                 labels=tuple(form.fields.get("labels", ())),
                 templates=None if templates is None else tuple(templates),
                 pinned_version=single(form, "pinned_version"),
-            ),
-            tenant=tenant_of(request),
-        )
-        return await service.classify(task.task_id, form.images, tenant=tenant_of(request), top_k=top_k)
+            )
+            return (await service.create_task(asked, tenant=tenant)).task_id, number
+
+        if wants_lines(request.headers.get("accept", "")):
+            return _stream_at_once(request, service, begin, texts=tuple(one_call))
+        form = await read_form(request, limits, allowed=tuple(one_call))
+        task_id, number = await begin(form)
+        return await service.classify(task_id, form.images, tenant=tenant, top_k=number)
 
     @app.post("/v1/embed/image", tags=["features"], openapi_extra=form_body(texts={}, raw_image=True))
     async def embed_image(request: Request) -> EmbeddingAnswer:
@@ -209,6 +225,29 @@ def create_http_app(service: ClassifierService, access: Access | None = None) ->
     for path, name in PAGES.items():
         _add_page(app, path, WEB / name)
     return app
+
+
+def _stream_at_once(
+    request: Request,
+    service: ClassifierService,
+    begin: Callable[[Form], Awaitable[tuple[str, int]]],
+    *,
+    texts: tuple[str, ...],
+) -> ClassifyStream:
+    """A stream whose task is made of the text fields before its first picture."""
+    limits, tenant = service.limits, tenant_of(request)
+    task_id, number = "", 0
+
+    async def begin_with(fields: Mapping[str, list[str]]) -> None:
+        nonlocal task_id, number
+        task_id, number = await begin(Form(dict(fields), []))
+
+    async def ask(some: Sequence[bytes]) -> ClassifyAnswer:
+        charge_images(request, len(some), limits)
+        return await service.classify_each(task_id, some, tenant=tenant, top_k=number, parameters="specialized")
+
+    content_type = request.headers.get("content-type", "")
+    return ClassifyStream(ask, content_type=content_type, limits=limits, metrics=service.metrics, begin=begin_with, texts=texts)
 
 
 def _put_first(app: FastAPI, path: str, answer: Callable[[Request, str], Awaitable[Response]]) -> None:

@@ -1,7 +1,7 @@
 """A specialized encoder as an ONNX package: a plain classifier for a device, with no hypernetwork and nothing of ours in it.
 
 model.onnx        images (N, 3, S, S) -> scores (N, C), match (N, C), image_features (N, D); its metadata holds the rest
-labels.json       the labels in the order of the scores
+labels.json       the labels in the order of the scores, and what the best match says of "none of these"
 preprocess.json   from a picture to the input
 certificate.json  how far the file is from the model it was made from
 README.md         how to use it with ONNX Runtime, Pillow and numpy alone
@@ -35,6 +35,7 @@ from training.bundle import Bundle
 from training.fold import fold_image_encoder
 from training.model.image_encoder import ImageEncoder
 from training.model.parameter_delta import GroupDelta
+from training.none_of_these import NoneOfTheseOfMatch
 from training.package_readme import package_readme
 from training.parity import Outputs, ParityCertificate, certify, random_inputs
 from training.preprocess import PreprocessConfig, preprocess
@@ -57,6 +58,8 @@ class PackageLabels(StrictModel):
     templates: tuple[str, ...]
     bundle_digest: str
     """The model the package was made from: with the labels, all that is needed to make it again."""
+    none_of_these: NoneOfTheseOfMatch | None = None
+    """How likely a picture shows none of the labels, by its best `match`; None where the model was not calibrated."""
 
 
 class PackagePreprocess(PreprocessConfig):
@@ -186,8 +189,9 @@ def _build(
         bundle_digest=bundle.digest,
         versions={"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
     )
+    labels = _labels(bundle, encoder)
     texts = {
-        "labels.json": _labels(encoder).model_dump_json(indent=1),
+        "labels.json": labels.model_dump_json(indent=1),
         "preprocess.json": _preprocess(bundle).model_dump_json(indent=1),
         "certificate.json": certificate.model_dump_json(indent=1),
         "README.md": package_readme(
@@ -195,6 +199,7 @@ def _build(
             image_size=size,
             embed_dim=edge.text_features.shape[1],
             num_generated=bundle.model.num_generated,
+            none_of_these=labels.none_of_these,
         ),
     }
     return {MODEL_NAME: model, **{name: text.encode() for name, text in texts.items()}}, certificate
@@ -239,9 +244,15 @@ def _session(model: bytes) -> Any:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _labels(encoder: SpecializedEncoder) -> PackageLabels:
+def _labels(bundle: Bundle, encoder: SpecializedEncoder) -> PackageLabels:
     task = encoder.task
-    return PackageLabels(labels=task.labels, templates=task.templates, bundle_digest=task.bundle_digest)
+    calibration = bundle.none_of_these
+    return PackageLabels(
+        labels=task.labels,
+        templates=task.templates,
+        bundle_digest=task.bundle_digest,
+        none_of_these=calibration and calibration.of_match(num_labels=len(task.labels), parameters="specialized"),
+    )
 
 
 def _preprocess(bundle: Bundle) -> PackagePreprocess:

@@ -30,6 +30,19 @@ class Coefficients(StrictModel):
     num_labels: float
 
 
+class NoneOfTheseOfMatch(StrictModel):
+    """The calibration for one number of labels: logit("none of these") = intercept + slope * logit(best `match`)."""
+
+    intercept: float
+    slope: float
+    prior: float
+    """Share of pictures of none of the labels that the probability is meant for."""
+
+    def probability(self, best_match: float) -> float:
+        logit = self.intercept + self.slope * _logit(best_match)
+        return 1 / (1 + math.exp(-min(max(logit, -50.0), 50.0)))
+
+
 class NoneOfTheseFigures(StrictModel):
     """How well it holds on tasks whose names and pictures it was not fitted on."""
 
@@ -69,19 +82,27 @@ class NoneOfThese(StrictModel):
 
     def probability(self, best_match: float, *, num_labels: int, parameters: Parameters) -> float | None:
         """That a picture shows none of the labels; None where these parameters have no calibration."""
+        found = self.of_match(num_labels=num_labels, parameters=parameters)
+        return None if found is None else found.probability(best_match)
+
+    def of_match(self, *, num_labels: int, parameters: Parameters) -> NoneOfTheseOfMatch | None:
+        """What is left of it once the labels are known; None where these parameters have no calibration."""
         found = self.coefficients.get(parameters)
         if found is None:
             return None
         smallest, largest = self.num_labels
-        match_logit, log_labels = statistics(best_match, min(max(num_labels, smallest), largest))
-        logit = found.intercept + found.best_match * match_logit + found.num_labels * log_labels
-        return 1 / (1 + math.exp(-min(max(logit, -50.0), 50.0)))
+        intercept = found.intercept + found.num_labels * math.log(min(max(num_labels, smallest), largest))
+        return NoneOfTheseOfMatch(intercept=intercept, slope=found.best_match, prior=self.prior)
 
 
 def statistics(best_match: float, num_labels: int) -> tuple[float, float]:
     """Logit of the best `match`, and logarithm of the number of labels."""
-    match = min(max(best_match, _SMALLEST), _LARGEST)
-    return math.log(match / (1 - match)), math.log(num_labels)
+    return _logit(best_match), math.log(num_labels)
+
+
+def _logit(match: float) -> float:
+    match = min(max(match, _SMALLEST), _LARGEST)
+    return math.log(match / (1 - match))
 
 
 def read_none_of_these(folder: Path, *, bundle_digest: str) -> NoneOfThese | None:

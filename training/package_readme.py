@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from training.model.image_encoder import Kind
+from training.none_of_these import NoneOfTheseOfMatch
 from training.parity import ParityCertificate
 
 USAGE = """\
@@ -32,6 +33,10 @@ session = onnxruntime.InferenceSession(str(here / "model.onnx"))
 scores, match, _ = session.run(None, {"images": pixels.transpose(2, 0, 1)[None]})
 for i in (-scores[0]).argsort()[:5]:
     print(f"{labels['labels'][i]}  score {scores[0, i]:.3f}  match {match[0, i]:.3f}")
+if none := labels["none_of_these"]:
+    best = np.clip(float(match.max()), 1e-12, 1 - 1e-6)
+    logit = none["intercept"] + none["slope"] * np.log(best / (1 - best))
+    print(f"none of these: {1 / (1 + np.exp(-logit)):.3f}")
 """
 
 _TEXT = """\
@@ -54,9 +59,10 @@ Save it as `classify.py` in this folder and run `python classify.py picture.jpg`
 | output | shape | meaning |
 |---|---|---|
 | `scores` | (N, {num_labels}) | softmax: how the labels share the picture; a row sums to one |
-| `match` | (N, {num_labels}) | sigmoid: each label for itself; low everywhere means "none of these" |
+| `match` | (N, {num_labels}) | sigmoid: each label for itself; low everywhere speaks for "none of these" |
 | `image_features` | (N, {dim}) | unit vectors, comparable within this package only |
 
+{none_of_these}
 {generated}
 Largest difference from the model over {num_inputs} inputs: scores {scores:.1e}, match {match:.1e}, features {features:.1e}.
 Made from model `{digest}`; SHA-256 of `model.onnx`: `{sha256}`.
@@ -64,7 +70,12 @@ Made from model `{digest}`; SHA-256 of `model.onnx`: `{sha256}`.
 
 
 def package_readme(
-    certificate: ParityCertificate, *, image_size: int, embed_dim: int, num_generated: Mapping[Kind, int]
+    certificate: ParityCertificate,
+    *,
+    image_size: int,
+    embed_dim: int,
+    num_generated: Mapping[Kind, int],
+    none_of_these: NoneOfTheseOfMatch | None,
 ) -> str:
     """Args: num_generated, values made for these labels, by what they are; empty where the model generates none."""
     difference = certificate.max_abs_difference["onnx_vs_functional"]
@@ -81,6 +92,18 @@ def package_readme(
         digest=certificate.bundle_digest[:12],
         sha256=certificate.model_sha256,
         generated=_generated(num_generated),
+        none_of_these=_none_of_these(none_of_these),
+    )
+
+
+def _none_of_these(calibration: NoneOfTheseOfMatch | None) -> str:
+    if calibration is None:
+        return 'The model was not calibrated: how low a `match` means "none of these" is for you to find out.\n'
+    back = (1 - calibration.prior) / calibration.prior
+    return (
+        "`none_of_these` in `labels.json` turns the best `match` of a picture into the probability that it shows no label,\n"
+        f"where a share of {calibration.prior:g} of the pictures shows none; the code above prints it. For another share `q` "
+        f"multiply the odds\n`p / (1 - p)` by `q / (1 - q)`{'' if back == 1 else f' and by {back:.4g}'}.\n"
     )
 
 

@@ -24,7 +24,7 @@ from data_prep.curation.dedup import DedupConfig
 from data_prep.curation.filters import PRESETS, FilterConfig, LanguageConfig, Preset
 from data_prep.curation.keep_list import KEEP_LIST_NAME as KEEP_LIST_NAME
 from data_prep.curation.keep_list import KEEP_SCHEMA as KEEP_SCHEMA
-from data_prep.curation.keep_list import write_lists
+from data_prep.curation.keep_list import RULES, write_lists
 from data_prep.curation.leaks import read_evaluation_pictures
 from data_prep.curation.looks import (
     DAMAGED,
@@ -37,6 +37,7 @@ from data_prep.curation.looks import (
     look_at_shard,
     looks_uri,
 )
+from data_prep.curation.nothing_kept import require_some_kept, require_some_samples
 from data_prep.curation.pool import load_pool
 from data_prep.curation.ray_stream import stream
 from data_prep.curation.rules import NOT_DROPPED, apply_rules
@@ -156,7 +157,8 @@ def curate(
         datasets: keep lists by the names that `exclude_near` may use.
 
     Raises:
-        BadInputError: the download has not finished, or a file that the configuration names cannot be used.
+        BadInputError: the download has not finished or brought nothing, or a file that the configuration names cannot be used.
+        NothingKeptError: every sample was dropped; the lists are there to be looked at, the report is not.
         CorruptArtefactError: too many raw shards are damaged.
         DataLossError: the counts do not add up.
     """
@@ -166,6 +168,7 @@ def curate(
     for uri in (report_uri, storage.join(output_uri, LOOKS, DAMAGED_NAME)):
         storage.remove(uri)
     raw = read_download_report(raw_uri)
+    require_some_samples(raw, raw_uri)
     excluded = [(datasets or {}).get(name, name) for name in config.exclude_near]
     evaluation = read_evaluation_pictures(excluded, max_pixels=config.max_pixels) if excluded else None  # it may be absent
     damaged = _look(config, raw, raw_uri, output_uri, progress)
@@ -195,6 +198,7 @@ def curate(
         lost.update(rule.dropped)
     kept = int((dropped_by == NOT_DROPPED).sum())
     require_all_accounted("curation", seen=raw.downloaded, out=kept, lost=lost)
+    require_some_kept(kept, {rule.rule: rule.dropped for rule in rules}, rules_uri=storage.join(output_uri, RULES))
     report = CurateReport(
         seen=raw.downloaded,
         kept=kept,

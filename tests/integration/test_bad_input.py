@@ -218,6 +218,12 @@ def test_pictures_of_ones_own_become_shards_and_bad_ones_are_counted(run: Run, t
     assert "Download" not in ended.output
     again = run("import")
     assert "Import the train pictures (done before)" in again.output
+    run.settings.append("datasets.train.curate.filters.min_side=500")
+    none_kept = run("curate")
+    assert none_kept.status == 2
+    assert "none of 8 samples is kept. The rule 'size' dropped most, 8: too_small 8" in none_kept.error
+    assert "To go on, change datasets.train.curate.filters.min_side" in none_kept.error
+    run.settings.pop()
     runner.run(load_run_config(Path(QUICKSTART), tuple(run.settings)), ConsoleObserver(), until="shard-train")
     assert run.done() == ["curate-train", "import-train", "shard-train"]
     assert read_manifest(str(run.folder("shard-train"))).num_samples == 8

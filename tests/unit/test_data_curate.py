@@ -15,6 +15,7 @@ import data_prep.reshard
 from data_prep.curation.curate import KEEP_LIST_NAME, CurateConfig, CurateReport, curate
 from data_prep.curation.dedup import DedupConfig
 from data_prep.curation.filters import FilterConfig
+from data_prep.curation.nothing_kept import NothingKeptError
 from data_prep.import_pictures import import_pictures
 from data_prep.manifest import VERIFIED_NAME, SampleRecord, read_manifest, verify_shards
 from data_prep.picture_partition import ImportConfig
@@ -170,10 +171,22 @@ def test_resharding_a_truncated_raw_shard_names_it_and_leaves_no_manifest(raw: s
 
 
 def test_nothing_kept_is_refused_with_the_reasons(raw: str) -> None:
-    keep, report = curated(raw, filters=FilterConfig(min_side=1000))
-    assert report.kept == 0
+    says = r"none of 16 samples is kept\. The rule 'size' dropped most, 15: too_small 15\. .*/curated/rules"
+    with pytest.raises(NothingKeptError, match=says) as refused:
+        curated(raw, filters=FilterConfig(min_side=1000))
+    assert refused.value.change == "filters.min_side"
+    folder = Path(raw).parent / "curated"
+    assert not (folder / "curate.json").exists()
     with pytest.raises(BadInputError, match=r"keeps none of 16 samples .*too_small"):
-        resharded(raw, keep, "shards")
+        resharded(raw, str(folder / KEEP_LIST_NAME), "shards")
+
+
+def test_a_download_without_pictures_is_not_curated(raw: str) -> None:
+    uri = Path(raw) / "download.json"
+    empty = json.loads(uri.read_text()) | {"downloaded": 0, "shards": [], "requested": 3, "failed": {"removed": 3}}
+    uri.write_text(json.dumps(empty))
+    with pytest.raises(BadInputError, match=r"nothing to curate: .*/raw holds no picture of 3: removed 3\. Look at the source"):
+        curated(raw)
 
 
 def test_a_keep_list_of_another_download_does_not_add_up(raw: str, tmp_path: Path) -> None:

@@ -55,8 +55,13 @@ class Described:
             write_table(pa.Table.from_pylist(entries, schema=OUTCOME_SCHEMA), f"{self.raw}/outcomes/00000.parquet")
         curate(CurateConfig(), raw_uri=self.raw, output_uri=f"{root}/curated", progress=no_progress)
         reshard(ReshardConfig(), raw_uri=self.raw, keep_list_uri=keep, output_uri=shards, progress=no_progress)
+        self.told: list[tuple[int, int, str]] = []
         self.description, self.shown = describe_dataset(
-            raw_uri=self.raw, keep_list_uri=keep, shards_uri=shards, imported=False, progress=no_progress
+            raw_uri=self.raw,
+            keep_list_uri=keep,
+            shards_uri=shards,
+            imported=False,
+            progress=lambda *told: self.told.append(told),
         )
         self.folder = root / "report"
         self.folder.mkdir()
@@ -86,6 +91,10 @@ def test_the_funnel_adds_up_from_source_to_shards(described: Described) -> None:
     assert found.metrics["funnel.samples"] == 30
 
 
+def test_progress_counts_urls_and_then_samples(described: Described) -> None:
+    assert described.told == [(0, 34, "URLs"), (34, 34, "URLs"), (0, 33, "samples"), (33, 33, "samples")]
+
+
 def test_pictures_are_shown_of_what_was_kept_and_for_each_reason(described: Described) -> None:
     assert Counter(sample.reason for sample in described.shown) == {
         KEPT: SHOWN_KEPT,
@@ -94,7 +103,23 @@ def test_pictures_are_shown_of_what_was_kept_and_for_each_reason(described: Desc
         "truncated": 1,
     }
     assert {sample.uid for sample in described.shown if sample.picture is None} == {"cut"}
-    assert [sample.duplicate_of for sample in described.shown if sample.reason == "duplicate_exact"] == ["u0"]
+    (again,) = [sample for sample in described.shown if sample.reason == "duplicate_exact"]
+    assert (again.duplicate_of, again.original) == ("u0", again.picture)  # the same bytes
+    html = (described.folder / REPORT_NAME).read_text()
+    assert html.count('class="pair"') == 1
+    assert "right: its original, u0" in html
+
+
+def test_an_original_that_was_removed_since_is_not_shown(described: Described, tmp_path: Path) -> None:
+    keep = pa.parquet.read_table(storage.join(described.raw, "..", "curated", KEEP_LIST_NAME)).to_pylist()
+    changed = [row | ({"keep": False, "reason": "removed"} if row["uid"] == "u0" else {}) for row in keep]
+    uri = write_parquet(tmp_path / "keep.parquet", changed)
+    shards = f"{described.raw}/../shards"
+    _, shown = describe_dataset(
+        raw_uri=described.raw, keep_list_uri=uri, shards_uri=shards, imported=True, progress=no_progress
+    )
+    (again,) = [sample for sample in shown if sample.reason == "duplicate_exact"]
+    assert (again.duplicate_of, again.original) == ("u0", None)
 
 
 def test_what_strangers_wrote_stays_text_and_the_page_loads_nothing(described: Described) -> None:
@@ -135,16 +160,17 @@ def test_a_bounded_number_of_bytes_is_read_at_once(described: Described, monkeyp
         return read_ranges(ranges)
 
     monkeypatch.setattr(storage, "read_ranges", counted)
-    assert showing.samples(described.raw) == described.shown
+    drawn = [sample._replace(original=None) for sample in described.shown]
+    assert showing.samples(described.raw) == drawn
     (whole,) = read_at_once  # they are small
     read_at_once.clear()
     monkeypatch.setattr(shown_samples, "_BYTES_AT_ONCE", whole - 1)
-    assert showing.samples(described.raw) == described.shown
+    assert showing.samples(described.raw) == drawn
     assert sum(read_at_once) == whole
     assert len(read_at_once) == 2
     read_at_once.clear()
     monkeypatch.setattr(shown_samples, "_BYTES_AT_ONCE", 1)
-    assert showing.samples(described.raw) == described.shown
+    assert showing.samples(described.raw) == drawn
     assert len(read_at_once) == len(described.shown)  # a picture above the bound is read by itself
 
 

@@ -89,6 +89,17 @@ def test_a_changed_file_or_setting_is_imported_anew(tmp_path: Path) -> None:
 
 def test_rows_can_be_chosen_by_a_column(tmp_path: Path) -> None:
     assert run(tmp_path, ROWS, only={"split": ["train"]}).requested == 4
+    told: list[tuple[int, int, str]] = []
+    uri = str(tmp_path / "in" / "pictures.parquet")
+    for only in ({"split": ("train",)}, {}):
+        settings = ImportConfig(only=only)
+        import_pictures(uri, config=settings, output_uri=str(tmp_path / "raw"), progress=lambda *shown: told.append(shown))
+    assert told == [
+        (0, 5, "rows, 0 pictures chosen"),
+        (5, 5, "rows, 4 pictures chosen"),
+        (0, 5, "pictures"),
+        (5, 5, "pictures"),
+    ]
     with pytest.raises(BadInputError, match=r"no rows to import from .* where split is none"):
         run(tmp_path, ROWS, only={"split": ["none"]})
 

@@ -1,5 +1,6 @@
 """A whole download without Ray: rounds over what may have passed, hashes, floors, and partitions that fail for good."""
 
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -11,13 +12,16 @@ from pydantic import ValidationError
 
 import data_prep.download
 import data_prep.download_checks
+import data_prep.download_status
 from data_prep.download import PartitionsFailedError, download
 from data_prep.download_checks import TooFewDownloadedError
 from data_prep.download_config import DownloadConfig
+from data_prep.download_status import DownloadStatus, marked_as_begun
 from data_prep.fetch.policy import REASONS
+from data_prep.partition_report import PartitionReport
 from data_prep.raw import DownloadReport, iter_outcomes, read_download_report, read_raw_shard
 from data_prep.url_list import UrlListConfig
-from data_prep.url_plan import REPEATED
+from data_prep.url_plan import REPEATED, Partition
 from infra.errors import BadInputError
 from tests.unit.data_helpers import (
     WebServer,
@@ -229,9 +233,35 @@ def test_a_partition_that_fails_for_good_is_named_and_the_others_are_done(
             with pytest.raises(PartitionsFailedError, match=says):
                 run(tmp_path, rows, web)
         assert "the disk is full" in (tmp_path / "raw/status.json").read_text()
+        assert not (tmp_path / "raw/begun").exists()
         report = run(tmp_path, rows, web)
         assert (report.downloaded, report.skipped_partitions, set(web.requests.values())) == (7, 2, {1})
     assert read_download_report(str(tmp_path / "raw")) == report
+
+
+def test_the_status_tells_what_runs_from_what_waits_for_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_prep.download_status, "WRITTEN_EVERY_S", 0)
+    partitions = [Partition(number, number, 3, "", "") for number in range(3)]
+    uri = str(tmp_path / "raw")
+    report = PartitionReport(
+        partition=0, requested=3, downloaded=3, failed={}, bytes=1, seconds=1, shards=[], config_hash="", rows_hash=""
+    )
+
+    def told() -> tuple[list[str], list[str], int]:
+        found = json.loads((tmp_path / "raw/status.json").read_text())
+        return list(found["running"]), found["queued"], found["done"]
+
+    shown = DownloadStatus(DownloadConfig(), partitions, [], output_uri=uri, progress=no_progress)
+    for partition in partitions:
+        shown.hand_out(partition)
+    assert told() == ([], ["00000", "00001", "00002"], 0)
+    with marked_as_begun(partitions[1], uri):
+        shown.done(partitions[0], report)
+        assert told() == (["00001"], ["00002"], 1)
+    shown.failed(partitions[1], OSError("no"))
+    assert told() == ([], ["00002"], 1)
+    shown.end()
+    assert not (tmp_path / "raw/begun").exists()
 
 
 def test_the_same_pictures_make_the_same_bytes_whatever_comes_first(tmp_path: Path) -> None:

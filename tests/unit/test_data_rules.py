@@ -80,7 +80,7 @@ def row(uid: str, seed: int, caption: str = "a red cat", **more: Any) -> dict[st
 def test_each_filter_names_itself(
     pool: Pool, changes: dict[str, Any], reason: str | None, rule: str | None, score: float | None
 ) -> None:
-    pool.write([row("one", 1, **changes)])
+    pool.write([row("one", 1, **changes), row("good", 9)])
     report = pool.curate(filters=FilterConfig(max_side=250, max_caption_words=5))
     kept = pool.rows()["one"]
     assert (kept["reason"], kept["rule"], kept["keep"]) == (reason, rule, reason is None)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import data_prep.url_plan
-from data_prep.url_list import UrlListConfig, derive_uid
+from data_prep.url_list import UrlListConfig, derive_uid, parquet_files
 from data_prep.url_plan import Plan, plan_url_list, read_partition
 from infra import storage
 from infra.errors import BadInputError
@@ -122,6 +122,20 @@ def test_a_folder_is_read_in_order_of_name(tmp_path: Path) -> None:
     write_parquet(tmp_path / "list" / "1.parquet", [ROW])
     rows = planned(tmp_path / "list", tmp_path / "raw")
     assert [(row["uid"], row["row"]) for row in rows] == [("a", 0), ("b", 1)]
+
+
+@pytest.mark.parametrize("inside", [None, "deeper/1.parquet", "notes.txt"])
+def test_a_folder_without_lists_says_what_was_looked_for(tmp_path: Path, inside: str | None) -> None:
+    folder = tmp_path / "list"
+    folder.mkdir()
+    if inside is not None:
+        write_parquet(folder / inside, [ROW])
+    with pytest.raises(
+        BadInputError, match=r"list holds no file that can be a list \(\.parquet, \.csv, .* folders in it are not"
+    ):
+        planned(folder, tmp_path / "raw")
+    with pytest.raises(BadInputError, match=r"list holds no \.parquet file; folders in it"):
+        parquet_files(str(folder))
 
 
 def test_a_hash_in_one_file_of_a_folder_counts_there(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from training.fold import fold_image_encoder
 from training.model.image_encoder import ImageEncoder, Kind
 from training.model.parameter_delta import GroupDelta
 from training.model.registry import siglip_twin
+from training.none_of_these import Coefficients, NoneOfThese
 from training.package_readme import USAGE
 from training.parity import BOUND, ParityCertificate
 from training.preprocess import preprocess
@@ -229,6 +230,35 @@ def test_the_zip_is_the_same_package(exported: Exported) -> None:
         assert archive.testzip() is None
         # the same task gives the same bytes: a cache may go by their hash
         assert archive.read("model.onnx") == (exported.folder / "model.onnx").read_bytes()
+
+
+def test_a_calibrated_package_says_none_of_these_as_the_model_does(
+    small: tuple[Bundle, SpecializedEncoder], tmp_path: Path
+) -> None:
+    bundle, encoder = small
+    calibration = NoneOfThese(
+        bundle_digest=bundle.digest,
+        coefficients={"specialized": Coefficients(intercept=-11.0, best_match=-1.5, num_labels=0.5)},
+        prior=0.25,
+        num_labels=(2, 50),
+        fitted_on="a test",
+        fitted_on_identity="0",
+        num_predictions=100,
+    )
+    export_package(replace(bundle, none_of_these=calibration), encoder, tmp_path / "package")
+    assert "a share of 0.25 of the pictures shows none" in (tmp_path / "package" / "README.md").read_text()
+    assert "multiply the odds\n`p / (1 - p)` by `q / (1 - q)` and by 3." in (tmp_path / "package" / "README.md").read_text()
+    data = picture_bytes(70, 50, seed=4)
+    (tmp_path / "picture.png").write_bytes(data)
+    run = classify_as_a_device_would(tmp_path / "package", "picture.png", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    match = float(encoder.scores(bundle, torch.from_numpy(preprocess(data, bundle.preprocess))[None]).match.max())
+    expected = calibration.probability(match, num_labels=len(LABELS), parameters="specialized")
+    assert expected is not None
+    assert 0.01 < expected < 0.99
+    said = run.stdout.splitlines()[-1]
+    assert said.startswith("none of these: ")
+    assert abs(float(said.rpartition(" ")[2]) - expected) < 0.01
 
 
 def without_delta(encoder: ImageEncoder, delta: Tensor) -> nn.Module:

@@ -106,9 +106,11 @@ def test_clean_asks_first_and_removes_what_this_configuration_made_only(begun: t
     assert names_in(workspace) == {OTHER, "mlflow", "tasks", "my-own-train-data", "my-notes-report.html", "runs"}
     assert not list((workspace / "runs").iterdir())
     assert f"MLflow's runs and models stay: sqlite:///{workspace}/mlflow/mlflow.db" in done
-    assert "1 step folders of other configurations stay" in done
+    assert "1 step folder stays, of other configurations" in done
     assert OTHER in done
     assert "Nothing to remove" in CliRunner().invoke(app, ["clean", *begun, "--yes"]).output
+    storage.write_atomic(report_uri(load_run_config(QUICKSTART, begun[2:])), b"x")
+    assert "Removed 1 file or folder." in CliRunner().invoke(app, ["clean", *begun, "--yes"]).output
 
 
 def test_clean_all_removes_what_any_configuration_made_and_never_mlflow(begun: tuple[str, ...], workspace: Path) -> None:

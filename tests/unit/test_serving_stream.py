@@ -3,7 +3,7 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,33 @@ def test_a_stream_answers_as_single_calls_do(config: ServingConfig) -> None:
     play(config, scenario)
 
 
+def test_labels_and_pictures_in_one_stream_are_answered_as_in_one_call(config: ServingConfig) -> None:
+    async def scenario(local: LocalService) -> None:
+        form: dict[str, list[str]] = {"labels": ["cat", "dog", "horse"], "templates": ["a {}"], "top_k": ["2"]}
+        pictures = [picture(seed) for seed in range(12)]  # more than one answer may have
+        files = [("images", one) for one in pictures]
+        response = await local.http.post("/v1/classify", data=form, files=files, headers=LINES)
+        assert (response.status_code, response.headers["content-type"]) == (200, NDJSON)
+        lines, end = parsed(response.text)
+        assert (sorted(lines), end.num_failed, end.problem) == (list(range(12)), 0, None)
+        alone = (await local.http.post("/v1/classify", data=form, files=files[11:])).json()["results"][0]
+        for found, expected in zip(lines[11].predictions or (), alone["predictions"], strict=True):
+            assert found.label == expected["label"] and found.score == pytest.approx(expected["score"], abs=1e-5)
+        for wrong, says in (
+            ({"labels": ["cat"], "top_k": ["0"]}, "top_k must be"),
+            ({"labels": ["cat", "cat"]}, "cat"),
+            ({"top_k": ["1"]}, "label"),
+            ({"labels": ["cat"], "top_k": ["1", "2"]}, "2 times"),
+        ):
+            refused = await local.http.post("/v1/classify", data=wrong, files=files[:1], headers=LINES)
+            lines, end = parsed(refused.text)
+            assert (lines, refused.status_code) == ({}, 200)
+            assert end.problem is not None and end.problem.status == 422 and says in end.problem.detail
+        check_problem(await local.http.post("/v1/classify", json={}, headers=LINES), 415)
+
+    play(config, scenario)
+
+
 def test_what_can_be_refused_before_the_first_line_is_no_stream(config: ServingConfig) -> None:
     async def scenario(local: LocalService) -> None:
         task = (await local.http.post("/v1/tasks", json={"labels": ["cat", "dog"]})).json()["task_id"]
@@ -89,6 +116,10 @@ def part(data: bytes, name: str = "images") -> bytes:
 
 
 LAST = b"--x--\r\n"
+
+
+def text(value: bytes, name: str) -> bytes:
+    return f'--x\r\ncontent-disposition: form-data; name="{name}"\r\n\r\n'.encode() + value + b"\r\n"
 
 
 async def answered(images: Sequence[bytes]) -> ClassifyAnswer:
@@ -144,11 +175,15 @@ def run(
     body: AsyncIterator[bytes],
     *,
     ask: Callable[[Sequence[bytes]], Awaitable[ClassifyAnswer]] = answered,
+    begin: Callable[[Mapping[str, list[str]]], Awaitable[None]] | None = None,
+    texts: Sequence[str] = (),
     **limits: Any,
 ) -> tuple[dict[int, StreamLine], StreamEnd]:
     async def inside() -> str:
         client = Client(body)
-        stream = ClassifyStream(ask, content_type=FORM, limits=ServingLimits(**limits), metrics=metrics)
+        stream = ClassifyStream(
+            ask, content_type=FORM, limits=ServingLimits(**limits), metrics=metrics, begin=begin, texts=texts
+        )
         await stream({"type": "http"}, client.receive, client.send)
         return client.received.decode()
 
@@ -177,6 +212,29 @@ def test_pictures_that_arrive_in_pieces_are_put_together() -> None:
 )
 def test_a_body_that_goes_wrong_ends_with_the_reason(body: list[bytes], answers: int, status: int, says: str) -> None:
     lines, end = run(_parts(*body), max_stream_images=2)
+    assert len(lines) == end.num_pictures == answers
+    assert end.problem is not None and end.problem.status == status and says in end.problem.detail
+
+
+@pytest.mark.parametrize(
+    ("body", "answers", "status", "says"),
+    [
+        ([part(b"one"), text(b"cat", "labels"), LAST], 1, 422, "'labels' comes after a picture"),
+        ([text(b"cat", "lables"), part(b"one"), LAST], 0, 422, "'lables'; a stream takes labels, and then images"),
+        ([text(b"\xff", "labels"), part(b"one"), LAST], 0, 400, "is not UTF-8"),
+        ([text(b"x" * 5000, "labels"), part(b"one"), LAST], 0, 422, "longer than 1,000 characters"),
+        ([text(b"x", "labels") * 20_000, part(b"one"), LAST], 0, 422, "text fields"),
+        ([text(b"cat", "labels"), part(b"one"), LAST], 0, 500, "failed before the first picture"),
+    ],
+)
+def test_fields_come_before_the_pictures_or_the_stream_ends_with_the_reason(
+    body: list[bytes], answers: int, status: int, says: str
+) -> None:
+    async def begin(fields: Mapping[str, list[str]]) -> None:
+        if fields:
+            raise RuntimeError("a bug")
+
+    lines, end = run(_parts(*body), begin=begin, texts=("labels",))
     assert len(lines) == end.num_pictures == answers
     assert end.problem is not None and end.problem.status == status and says in end.problem.detail
 

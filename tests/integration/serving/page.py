@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from axe_core_python.selenium import Axe
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
@@ -61,6 +62,11 @@ class Page:
 
     def focus(self) -> str:
         return str(self.browser.execute_script("return document.activeElement.id"))
+
+    def violations(self) -> list[str]:
+        """What axe-core finds, by rule and element."""
+        found = Axe().run(self.browser)["violations"]
+        return [f"{one['id']}: {node['html'][:120]}" for one in found for node in one["nodes"]]
 
     def cut_off(self, *addresses: str) -> None:
         self.browser.execute_cdp_cmd("Network.enable", {})
