@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from serving.metrics import IngressMetrics, Metric, Publish
+from serving.proxy_gate import SHED_METRIC
 from tests.unit.deploy_helpers import KUBERAY, ROOT
 
 MONITORING = ROOT / "infra/monitoring"
@@ -25,12 +26,18 @@ RULES = [rule for group in load(MONITORING / "alerts.yml")["groups"] for rule in
 QUERIES = [target["expr"] for panel in BOARD["panels"] for target in panel["targets"]] + [rule["expr"] for rule in RULES]
 
 
+def exported(metric: Metric) -> tuple[str, ...]:
+    """Names under which Ray gives it out."""
+    ends = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}[metric.kind]
+    return tuple(f"ray_{metric.name}{end}" for end in ends)
+
+
 def published() -> dict[str, set[str]]:
-    """Labels by name of everything that an ingress replica tells Ray; not what merely stands in the table of metrics."""
-    found: dict[str, set[str]] = dict(OWN)
+    """Labels by name of all that proxies and ingress replicas tell Ray; not what merely stands in the table of metrics."""
+    found: dict[str, set[str]] = {**OWN, f"ray_{SHED_METRIC}_total": set()}
 
     def publisher(metric: Metric) -> Publish:
-        for name in metric.exported:
+        for name in exported(metric):
             found[name] = {*metric.labels, *(["le"] if name.endswith("_bucket") else [])}
         return lambda _value, _labels: None
 
