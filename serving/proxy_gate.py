@@ -1,4 +1,4 @@
-"""The first door, inside Serve's own proxy: what is too much is refused there, for a tenth of what it costs further in.
+"""The first door, inside Serve's own proxy: what is too much is refused there, where that costs least.
 
 A call costs the proxy, the ingress and the encoder some milliseconds of CPU each, and most of a refusal by the ingress is the
 way to it and back.  So an ingress that refuses alone spends its time on that when it is offered several times what it can do,
@@ -47,7 +47,7 @@ _HEADERS = [
 
 class ProxyGate:
     """Bounds the calls that are under way.  Of those with pictures a caller with a key has as many as are still free at most:
-    one that asks for all it can get has half, two a third each, and there is always a place for who has none yet.
+    one that asks for all it can get has half, two a third each, and who has none yet nearly always finds a place.
 
     A stream of lines takes no place among the calls with pictures: it may last for minutes, and the ingress bounds streams.
     """
