@@ -6,6 +6,7 @@ answer with is read: HTTP/1.1 with a length or in chunks.
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -27,18 +28,20 @@ class Load:
         return ordered[min(int(len(ordered) * share), len(ordered) - 1)] * 1000
 
 
-def request_bytes(path: str, body: bytes, *, content_type: str) -> bytes:
+def request_bytes(path: str, body: bytes, *, content_type: str, headers: Mapping[str, str] | None = None) -> bytes:
     """A POST request as it goes over the wire."""
-    head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: {content_type}\r\ncontent-length: {len(body)}\r\n\r\n"
-    return head.encode() + body
+    lines = {"host": "127.0.0.1", "content-type": content_type, "content-length": str(len(body)), **(headers or {})}
+    head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+    return f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + body
 
 
 def run_load(port: int, request: bytes, *, concurrency: int, seconds: float) -> Load:
     """Load one address of this machine for some seconds."""
-    return asyncio.run(_load(port, request, concurrency=concurrency, seconds=seconds))
+    return asyncio.run(closed_load(port, request, concurrency=concurrency, seconds=seconds))
 
 
-async def _load(port: int, request: bytes, *, concurrency: int, seconds: float) -> Load:
+async def closed_load(port: int, request: bytes, *, concurrency: int, seconds: float) -> Load:
+    """The same inside an event loop."""
     load = Load(seconds, [])
     started = time.perf_counter()
     await asyncio.gather(*(_connection(port, request, started + seconds, load) for _ in range(concurrency)))

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from serving.metrics import EncoderMetrics, HypernetworkMetrics, IngressMetrics, Metric, Publish
+from serving.proxy_gate import SHED_METRIC
 from tests.unit.deploy_helpers import KUBERAY, ROOT
 
 MONITORING = ROOT / "infra/monitoring"
@@ -33,8 +34,8 @@ def exported(metric: Metric) -> tuple[str, ...]:
 
 
 def published() -> dict[str, set[str]]:
-    """Labels by name of everything that replicas tell Ray; not what merely stands in the table of metrics."""
-    found: dict[str, set[str]] = dict(OWN)
+    """Labels by name of everything that proxies and replicas tell Ray; not what merely stands in the table of metrics."""
+    found: dict[str, set[str]] = {**OWN, f"ray_{SHED_METRIC}_total": set()}
 
     def publisher(metric: Metric) -> Publish:
         for name in exported(metric):
