@@ -8,16 +8,19 @@ from serving.config import DeploymentScale, ServiceSettings
 
 
 def usable_device(scale: DeploymentScale) -> str:
-    """The torch device of a replica, proven to be there.
+    """The torch device of a replica, proven to be there, and made to compute in float32.
 
     Raises:
         BadInputError: a GPU was asked for, and torch sees none.
     """
-    if scale.device == "cuda" and not torch.cuda.is_available():
-        raise BadInputError(
-            f"num_gpus={scale.num_gpus:g} was asked for, but torch {torch.__version__} sees no CUDA device on this machine: "
-            "set num_gpus to 0, or install torch with CUDA where there is a GPU"
-        )
+    if scale.device == "cuda":
+        if not torch.cuda.is_available():
+            raise BadInputError(
+                f"num_gpus={scale.num_gpus:g} was asked for, but torch {torch.__version__} sees no CUDA device on this "
+                "machine: set num_gpus to 0, or install torch with CUDA where there is a GPU"
+            )
+        # a replica on a GPU answers as one on a CPU does; torch would allow TF32 in convolutions: 10 bits of each factor
+        torch.backends.cudnn.allow_tf32 = False
     return scale.device
 
 

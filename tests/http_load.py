@@ -1,12 +1,13 @@
 """A constant HTTP load that costs little itself: the service under test needs the cores.
 
-Each connection sends the same prepared request again as soon as it has its answer (a closed loop).  Only what our services
+Each connection sends the next prepared request as soon as it has an answer (a closed loop).  Only what our services
 answer with is read: HTTP/1.1 with a length or in chunks.
 """
 
 import asyncio
+import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -37,23 +38,28 @@ def request_bytes(path: str, body: bytes, *, content_type: str, headers: Mapping
 
 def run_load(port: int, request: bytes, *, concurrency: int, seconds: float) -> Load:
     """Load one address of this machine for some seconds."""
-    return asyncio.run(closed_load(port, request, concurrency=concurrency, seconds=seconds))
+    return run_mixed_load(port, [request], concurrency=concurrency, seconds=seconds)
 
 
-async def closed_load(port: int, request: bytes, *, concurrency: int, seconds: float) -> Load:
+def run_mixed_load(port: int, requests: Sequence[bytes], *, concurrency: int, seconds: float) -> Load:
+    """The same with several requests in turns, whichever connection is free."""
+    return asyncio.run(closed_load(port, itertools.cycle(requests), concurrency=concurrency, seconds=seconds))
+
+
+async def closed_load(port: int, requests: Iterator[bytes], *, concurrency: int, seconds: float) -> Load:
     """The same inside an event loop."""
     load = Load(seconds, [])
     started = time.perf_counter()
-    await asyncio.gather(*(_connection(port, request, started + seconds, load) for _ in range(concurrency)))
+    await asyncio.gather(*(_connection(port, requests, started + seconds, load) for _ in range(concurrency)))
     load.seconds = time.perf_counter() - started
     return load
 
 
-async def _connection(port: int, request: bytes, until: float, load: Load) -> None:
+async def _connection(port: int, requests: Iterator[bytes], until: float, load: Load) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         while (sent := time.perf_counter()) < until:
-            writer.write(request)
+            writer.write(next(requests))
             status, body = await read_answer(reader)
             if status == 200:
                 load.latencies_s.append(time.perf_counter() - sent)

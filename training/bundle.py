@@ -14,6 +14,7 @@ Beside them may lie none_of_these.json, a calibration that names its model by th
 import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -121,7 +122,7 @@ def save_bundle(
     save_file({name: value.contiguous() for name, value in state.items()}, folder / "model.safetensors")
     was_training = model.training
     stored = model if precision == "float32" else rounded(model)
-    save_file(_golden_features(stored.eval(), preprocess.image_size), folder / "golden.safetensors")
+    save_file(golden_features(stored.eval(), preprocess.image_size), folder / "golden.safetensors")
     model.train(was_training)  # a bundle may be saved in the middle of training
     for path in folder.glob("*.safetensors"):  # which safetensors writes for its owner alone
         shutil.copymode(folder / "config.json", path)
@@ -132,7 +133,7 @@ def save_bundle(
 
 
 def load_bundle(folder: Path, *, device: str = "cpu") -> Bundle:
-    """Load a bundle and prove that it is the model that was saved.
+    """Load a bundle and prove that it is the model that was saved, on the device that it is going to compute on.
 
     Raises:
         BadInputError: no bundle there, or a newer version of this project wrote it.
@@ -149,14 +150,14 @@ def load_bundle(folder: Path, *, device: str = "cpu") -> Bundle:
         model = _loaded(HyperClipConfig.from_dict(config.model), folder / "model.safetensors")
     except (RuntimeError, ValueError) as error:
         raise CorruptArtefactError(f"{folder / 'model.safetensors'} does not fit its config.json: {error}") from error
-    model.requires_grad_(False).eval()
+    model.requires_grad_(False).eval().to(device)
     golden = load_file(folder / "golden.safetensors")
-    for name, found_features in _golden_features(model, preprocess.image_size).items():
+    for name, found_features in golden_features(model, preprocess.image_size).items():
         difference = (found_features - golden[name]).abs().max().item()
         if not difference <= GOLDEN_TOLERANCE:
             raise CorruptArtefactError(f"bundle {folder} does not reproduce its golden {name}: off by {difference:.2g}")
     return Bundle(
-        model=model.to(device),
+        model=model,
         tokenizer=tokenizer,
         preprocess=preprocess,
         templates=config.templates,
@@ -217,19 +218,30 @@ def read_bundle_manifest(folder: Path) -> BundleManifest:
 
 
 @torch.no_grad()
-def _golden_features(model: HyperClip, image_size: int) -> dict[str, Tensor]:
-    """Features of fixed inputs through every part of the model."""
+def golden_features(model: HyperClip, image_size: int) -> dict[str, Tensor]:
+    """Features of fixed inputs through every part of the model, in full float32 whatever is allowed elsewhere.
+
+    Returns:
+        {what: (inputs, D)} on the CPU.
+    """
     generator = torch.Generator().manual_seed(0)
     device = model.log_scale.device
     images = torch.randn(2, 3, image_size, image_size, generator=generator).to(device)
-    text_features = model.encode_text(Tokenizer()(list(GOLDEN_TOKENS)).to(device))
-    delta = GroupDelta(model.generate(text_features[None]))
-    features = {
-        "text_features": text_features,
-        "neutral_image_features": model.encode_image(images),
-        "specialized_image_features": model.encode_image(images, delta),
-    }
+    with full_float32_convolutions():
+        text_features = model.encode_text(Tokenizer()(list(GOLDEN_TOKENS)).to(device))
+        delta = GroupDelta(model.generate(text_features[None]))
+        features = {
+            "text_features": text_features,
+            "neutral_image_features": model.encode_image(images),
+            "specialized_image_features": model.encode_image(images, delta),
+        }
     return {name: value.cpu() for name, value in features.items()}
+
+
+def full_float32_convolutions() -> AbstractContextManager[None]:
+    """Without TF32, which torch allows in convolutions on GPUs and which keeps 10 bits of a factor; of the whole process."""
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)
 
 
 def _sha256(path: Path) -> str:

@@ -71,7 +71,7 @@ def _damaged_weights(folder: Path) -> None:
 def _wrong_golden(folder: Path) -> None:
     golden = load_file(folder / "golden.safetensors")
     save_file({name: value.roll(1, 0) + 0.1 for name, value in golden.items()}, folder / "golden.safetensors")
-    _sign(folder)
+    sign(folder)
 
 
 def _nan(folder: Path) -> None:
@@ -82,21 +82,21 @@ def _nan(folder: Path) -> None:
             {key: torch.full_like(value, torch.nan) if value.is_floating_point() else value for key, value in tensors.items()},
             folder / name,
         )
-    _sign(folder)
+    sign(folder)
 
 
 def _other_architecture(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["model"]["image"]["trunk"] = "transformer_of_tomorrow"
     (folder / "config.json").write_text(json.dumps(config))
-    _sign(folder)
+    sign(folder)
 
 
 def _strange_config(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["model"] = {"name": "strange", "layers": [1, 2, 3]}
     (folder / "config.json").write_text(json.dumps(config))
-    _sign(folder)
+    sign(folder)
 
 
 def _newer_schema(folder: Path) -> None:
@@ -117,7 +117,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
 """What is done to a good bundle, and what must be said of it."""
 
 
-def _sign(folder: Path) -> None:
+def sign(folder: Path) -> None:
     """Make the list of files fit what is there, so that only loading can find out."""
     files = {path.name: sha256(str(path)) for path in sorted(folder.iterdir()) if path.name != BUNDLE_NAME}
     (folder / BUNDLE_NAME).write_text(json.dumps({"schema_version": 1, "files": files, "digest": content_hash(files)}))

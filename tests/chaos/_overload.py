@@ -1,6 +1,7 @@
 """What `overload` does: a service with tenants, its capacity, a calm, the overload, and the time after it."""
 
 import asyncio
+import itertools
 import os
 import re
 import secrets
@@ -51,7 +52,10 @@ class Callers:
     async def saturate(self, seconds: float) -> tuple[float, list[float]]:
         """Requests a second and latencies of the closed loop."""
         loads = await asyncio.gather(
-            *(closed_load(self.port, one, concurrency=CALLERS_EACH, seconds=seconds) for one in self.of_tenants)
+            *(
+                closed_load(self.port, itertools.repeat(one), concurrency=CALLERS_EACH, seconds=seconds)
+                for one in self.of_tenants
+            )
         )
         failures = [failure for load in loads for failure in load.failures]
         assert not failures, f"refused at capacity: {failures[:3]}"

@@ -12,7 +12,7 @@ from infra.config import content_hash
 from infra.errors import BadInputError, CorruptArtefactError
 from infra.storage import sha256
 from tests.unit.model_helpers import make_bundle, random_images, trained_like
-from training.bundle import load_bundle, save_bundle
+from training.bundle import full_float32_convolutions, load_bundle, save_bundle
 from training.model.hyperclip import HyperClip
 from training.model.parameter_delta import GroupDelta
 from training.model.registry import hyperclip_test, model_config, siglip_twin
@@ -178,3 +178,11 @@ def test_another_vocabulary_is_noticed(copied: Path) -> None:
 def test_a_folder_in_use_is_not_written_to(saved: Path) -> None:
     with pytest.raises(BadInputError, match="is not empty"):
         make_bundle(saved)
+
+
+def test_golden_features_are_float32_whatever_else_may_be_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    with full_float32_convolutions():
+        assert not torch.backends.cudnn.allow_tf32 and torch.backends.cudnn.benchmark
+    assert torch.backends.cudnn.allow_tf32

@@ -68,3 +68,10 @@ def test_a_share_of_a_gpu_means_cuda_and_none_the_cpu() -> None:
 def test_a_replica_without_the_gpu_it_was_promised_says_so() -> None:
     with pytest.raises(BadInputError, match=r"num_gpus=0.5 .* no CUDA device"):
         usable_device(DeploymentScale(num_gpus=0.5))
+
+
+def test_a_replica_on_a_gpu_computes_as_one_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # as torch has it by itself
+    assert usable_device(DeploymentScale(num_gpus=0.5)) == "cuda"
+    assert not torch.backends.cudnn.allow_tf32
