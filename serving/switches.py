@@ -1,7 +1,7 @@
-"""Ray Serve's own switches for speed: environment variables, which Serve reads when it is imported in each process.
+"""Ray Serve's own switches for speed and for safety: environment variables, which Serve reads when a process imports it.
 
-What each is worth is measured by `tests.benchmarks.serve_switches`; docs/serving.md has the figures.  `rayservice.yaml` sets
-the same ones, and a test holds the two together.
+What each of those for speed is worth is measured by `tests.benchmarks.serve_switches`; docs/serving.md has the figures.
+`rayservice.yaml` sets the same ones, and a test holds the two together.
 """
 
 import os
@@ -18,13 +18,16 @@ FAST: Mapping[str, str] = {
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
 }
 
+SAFE: Mapping[str, str] = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.proxy_headers:middlewares"}
+"""Of the proxy alone."""
+
 
 def switch_on() -> None:
-    """Choose the fast ones for this process and the Ray cluster that it starts; what the environment says already, stays.
+    """Choose all of them for this process and the Ray cluster that it starts; what the environment says already, stays.
 
     Call it before Ray Serve is imported: it has read them by then, and is left as it is.
     """
     if "ray.serve" in sys.modules:
         return
-    for name, value in FAST.items():
+    for name, value in {**FAST, **SAFE}.items():
         os.environ.setdefault(name, value)

@@ -11,7 +11,7 @@ from infra.errors import BadInputError
 from serving.config import DeploymentScale, ServingConfig
 from serving.deploy_file import EXAMPLE, deploy_config
 from serving.devices import usable_device
-from serving.switches import FAST
+from serving.switches import FAST, SAFE
 from tests.unit.deploy_helpers import KUBERAY, ROOT
 
 FILE = ROOT / "infra/serve/config.yaml"
@@ -56,7 +56,7 @@ def test_the_pods_of_the_service_have_the_same_switches() -> None:
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         (container,) = group["template"]["spec"]["containers"]
         found = {entry["name"]: entry["value"] for entry in container["env"] if entry["name"].startswith("RAY_SERVE_")}
-        assert found == dict(FAST)
+        assert found == {**FAST, **SAFE}
 
 
 def test_a_share_of_a_gpu_means_cuda_and_none_the_cpu() -> None:
