@@ -39,6 +39,9 @@ _JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")
 _SCAN, _END, _APP1 = 0xDA, 0xD9, 0xE1
 _MAX_SEGMENTS = 10_000
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+# what Pillow warns of comes from strangers, who could fill a log with it; our own bounds are checked by `probe`.  Once for the
+# process, as `warnings.catch_warnings` is not for threads
+warnings.filterwarnings("ignore", module=r"PIL\.")
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
@@ -239,9 +242,7 @@ def _webp_canvas(data: bytes) -> tuple[int, int] | None:
 
 def _open(data: bytes) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is checked by `probe`
-            image = Image.open(io.BytesIO(data), formats=["JPEG", "PNG", "WEBP"])
+        image = Image.open(io.BytesIO(data), formats=["JPEG", "PNG", "WEBP"])
     except Image.DecompressionBombError as error:
         raise ImageError("too_many_pixels", f"picture has too many pixels: {error}") from error
     except (UnidentifiedImageError, *_DECODE_ERRORS) as error:

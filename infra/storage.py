@@ -4,6 +4,7 @@ A URI is `s3://bucket/key`, `file:///folder`, or a plain path.  Artefacts are im
 so readers need no locks: `write_atomic` either leaves the whole object or nothing.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -24,6 +25,7 @@ from infra.errors import BadInputError, CorruptArtefactError
 
 Model = TypeVar("Model", bound=BaseModel)
 
+REMOVE_ATTEMPTS = 10
 READ_BLOCK_BYTES = 1 << 20
 RANGES_AT_ONCE = 32
 """Of an object store, by one process."""
@@ -212,10 +214,17 @@ def make_folder(uri: str) -> None:
 
 
 def remove(uri: str) -> None:
-    """Remove a file or a folder with all it holds; an absent one is no error."""
+    """Remove a file or a folder with all it holds; an absent one is no error, nor one that others remove or fill meanwhile."""
     filesystem, path = _resolve(uri)
-    if filesystem.exists(path):
-        filesystem.rm(path, recursive=True)
+    for attempt in range(REMOVE_ATTEMPTS):
+        if not filesystem.exists(path):
+            return
+        try:
+            filesystem.rm(path, recursive=True)
+            return
+        except OSError as error:  # somebody else was faster with a part of it, or has put something into a folder
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY) or attempt + 1 == REMOVE_ATTEMPTS:
+                raise
 
 
 def sha256(uri: str) -> str:

@@ -6,7 +6,7 @@ and those it takes wait in queues before it that it does not see.  Serve's own b
 text, knows no callers, refuses `/healthz` with the rest, and asks a full replica for its length before it looks again.
 
 Serve calls `middlewares` when the proxy starts: the environment variable `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`, set by
-`switches.py`.  Every proxy has this module's bounds for itself.  It imports nothing of ours: a proxy has no use for torch.
+`switches.py`.  Every proxy has this module's bounds for itself.  It imports no torch: a proxy has no use for that.
 """
 
 import json
@@ -17,6 +17,8 @@ from collections.abc import Callable
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.proxy_headers import CleanHeaders
 
 logger = logging.getLogger(__name__)
 
@@ -136,4 +138,5 @@ def middlewares() -> list[Middleware]:
     from ray.util.metrics import Counter as RayCounter
 
     shed = RayCounter(SHED_METRIC, "Requests that the proxy refused because of load")
-    return [Middleware(ProxyGate, max_picture_calls=picture_calls(), max_calls=MAX_CALLS, shed=lambda: shed.inc())]
+    gate = Middleware(ProxyGate, max_picture_calls=picture_calls(), max_calls=MAX_CALLS, shed=lambda: shed.inc())
+    return [Middleware(CleanHeaders), gate]

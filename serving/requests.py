@@ -99,12 +99,13 @@ async def read_form(request: Request, limits: ServingLimits, *, allowed: tuple[s
                 if name == "images" and isinstance(value, UploadFile):
                     images.append(await value.read())
                 elif name in allowed and isinstance(value, str):
+                    value.encode()  # some of the charsets that a form may name give lone surrogates, which no text may hold
                     fields.setdefault(name, []).append(value)
                 else:
                     names = ", ".join((*allowed, "images (files)"))
                     raise ProblemError(422, "unknown_field", f"the form holds {name[:60]!r}; it may hold {names}")
     except (HTTPException, KeyError, UnicodeError) as error:
-        detail = error.detail if isinstance(error, HTTPException) else f"a part of it has no usable header ({error!r})"
+        detail = error.detail if isinstance(error, HTTPException) else f"a part of it has no usable header or text ({error!r})"
         raise ProblemError(400, "malformed_form", f"the multipart form cannot be read: {detail}") from error
     charge_images(request, len(images), limits)
     return Form(fields, images)

@@ -81,7 +81,9 @@ PROBLEMS: Mapping[int | str, dict[str, Any]] = {
     }.items()
 }
 LINES = "A `StreamLine` for each picture as it becomes ready, then a `StreamEnd`."
-NOT_FOUND: Mapping[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "No such task"}}
+NOT_FOUND: Mapping[int | str, dict[str, Any]] = {
+    404: {"model": Problem, "content": {MEDIA_TYPE: {}}, "description": "No such task"}
+}
 
 
 def create_http_app(service: ClassifierService, access: Access | None = None) -> FastAPI:

@@ -106,9 +106,16 @@ def benchmark_arguments(description: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def chaos_arguments(description: str, *, count: int, quick_count: int) -> argparse.Namespace:
-    """`--quick`, `--count` and `--seed`; `count` of the result is how many faults to inject."""
-    parser = argparse.ArgumentParser(description=description)
+def chaos_arguments(
+    description: str, *, count: int, quick_count: int, parser: argparse.ArgumentParser | None = None
+) -> argparse.Namespace:
+    """`--quick`, `--count` and `--seed`; `count` of the result is how many faults to inject.
+
+    Args:
+        parser: with what else a run takes.
+    """
+    parser = parser or argparse.ArgumentParser()
+    parser.description = description
     parser.add_argument("--quick", action="store_true", help=f"inject {quick_count} faults only")
     parser.add_argument("--count", type=int, default=None, help=f"faults to inject; default {count}")
     parser.add_argument("--seed", type=int, default=0, help="decides where the faults strike")

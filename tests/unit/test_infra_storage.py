@@ -6,6 +6,7 @@ import sys
 import textwrap
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -169,3 +170,13 @@ def test_an_object_that_can_be_made_again_is_written_whole_or_not_at_all(
         storage.write_whole(uri, b"second")
     assert storage.read_bytes(uri) == b"first"
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["object"]
+
+
+def test_one_folder_may_be_removed_by_several_at_once(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        for number in range(20):
+            folder = tmp_path / str(number)
+            for name in range(20):
+                storage.write_whole(str(folder / str(name) / "file"), b"x")
+            assert list(threads.map(storage.remove, [str(folder)] * 8)) == [None] * 8
+            assert not folder.exists()

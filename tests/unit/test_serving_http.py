@@ -133,11 +133,23 @@ def test_bad_forms_are_refused_with_the_reason(config: ServingConfig) -> None:
             ({"data": {"labels": ["cat"], "top_k": "x"}, "files": [("images", picture(0))]}, 422, "top_k"),
             ({"data": {"labels": [str(i) for i in range(10_001)]}, "files": [("images", b"")]}, 413, "bytes"),
             ({"json": {}}, 415, "multipart"),
+            *[(_form_in_utf_7(name), 400, "cannot be read") for name in ("labels", "templates", "pinned_version")],
         ]
         for request, status, detail in at_once:
             assert detail in check_problem(await local.http.post("/v1/classify", **request), status)["detail"]
 
     play(config, scenario)
+
+
+def _form_in_utf_7(name: str) -> dict[str, Any]:
+    """A form whose charset turns plain bytes into half of a surrogate pair, which is no text."""
+    parts = "".join(
+        f'--x\r\ncontent-disposition: form-data; name="{field}"\r\n\r\n+2AA- {{}}\r\n' for field in ("labels", name)
+    )
+    return {
+        "content": f"{parts}--x--\r\n".encode(),
+        "headers": {"content-type": "multipart/form-data; boundary=x; charset=utf-7"},
+    }
 
 
 def test_queries_and_paths_are_checked(config: ServingConfig) -> None:
@@ -269,5 +281,6 @@ def test_openapi_shows_every_call_with_its_body(config: ServingConfig) -> None:
         assert set(task["properties"]) == {"labels", "templates", "pinned_version"}
         assert "multipart/form-data" in paths["/v1/classify"]["post"]["requestBody"]["content"]
         assert "application/problem+json" in paths["/v1/tasks"]["post"]["responses"]["422"]["content"]
+        assert "application/problem+json" in paths["/v1/tasks/{task_id}"]["get"]["responses"]["404"]["content"]
 
     play(config, scenario)

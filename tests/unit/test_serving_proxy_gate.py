@@ -15,6 +15,7 @@ from serving.config import ServingConfig
 from serving.limits import ServingLimits
 from serving.middleware import overloaded
 from serving.proxy_gate import MAX_CALLS, MAX_PICTURE_CALLS_VARIABLE, ProxyGate, picture_calls
+from serving.proxy_headers import CleanHeaders
 from serving.switches import GATE
 from tests.unit.serving_helpers import check_problem
 
@@ -157,8 +158,8 @@ def test_a_place_is_free_before_the_client_has_its_answer() -> None:
 
 
 def test_serve_finds_it_and_the_proxy_gets_no_torch() -> None:
-    (found,) = validate_http_proxy_callback_return(call_function_from_import_path(*GATE.values()))
-    assert found.cls is ProxyGate
+    found = validate_http_proxy_callback_return(call_function_from_import_path(*GATE.values()))
+    assert [one.cls for one in found] == [CleanHeaders, ProxyGate]
     code = "import sys, serving.proxy_gate; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
