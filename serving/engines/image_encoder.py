@@ -22,13 +22,13 @@ from training.specialize import SpecializedEncoder
 
 @dataclass(frozen=True, eq=False)
 class ReadyTask:
-    """A task as an encoder replica keeps it: where the model is, and with everything computed that depends on it alone."""
+    """A task as an encoder replica keeps it, with everything computed that depends on it alone."""
 
     labels: tuple[str, ...]
     text_features: Tensor
-    """(C, D) unit vectors, one per label."""
+    """(C, D) unit vectors, one per label; on the host, where scores are computed."""
     parameters: Tensor
-    """(P,) from `PerImageEncoder.prepare`."""
+    """(P,) from `PerImageEncoder.prepare`, where the model is."""
     logit_scale: float
     logit_bias: float
 
@@ -68,6 +68,7 @@ class ImageEncoderEngine:
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
         self._device = bundle.model.log_scale.device
+        self._few_sizes = self._device.type != "cpu"
         self._encoder = PerImageEncoder(bundle.model.image_encoder)
         self._neutral = self._encoder.prepare(torch.zeros(bundle.model.image_encoder.layout.num_values, device=self._device))
         self._mean = torch.tensor(bundle.preprocess.mean, device=self._device)[:, None, None]
@@ -85,7 +86,7 @@ class ImageEncoderEngine:
         """The task of an encoder of this model, ready for `run`."""
         return ReadyTask(
             labels=encoder.task.labels,
-            text_features=encoder.text_features.to(self._device),
+            text_features=encoder.text_features.cpu(),
             parameters=self._encoder.prepare(encoder.delta.to(self._device)),
             logit_scale=float(encoder.logit_scale),
             logit_bias=float(encoder.logit_bias),
@@ -93,20 +94,45 @@ class ImageEncoderEngine:
 
     @torch.inference_mode()
     def run(self, items: Sequence[EncodeItem]) -> list[EncodedItem]:
-        """Encode a batch in one forward pass, then score each picture for the labels of its own task."""
-        rows = [self._neutral if item.parameters is None else item.parameters.parameters for item in items]
-        features = self._encoder(self.normalized([item.image for item in items]), torch.stack(rows))  # (B, D)
+        """Encode a batch in one forward pass, then score each picture for the labels of its own task.
+
+        Scores are computed on the host: a GPU would have to be waited for once a task.
+        """
+        features = self._encode(items).cpu()  # (B, D)
         predictions: list[tuple[Prediction, ...] | None] = [None] * len(items)
         for task, places in _places_by_task(items):
-            logits = (task.logit_scale * (features[places] @ task.text_features.T)).cpu().numpy()  # (places, C)
+            logits = (task.logit_scale * (features[places] @ task.text_features.T)).numpy()  # (places, C)
             for place, row in zip(places, logits, strict=True):
                 predictions[place] = best_labels(task.labels, row, logit_bias=task.logit_bias, top_k=items[place].top_k)
-        return [EncodedItem(*found) for found in zip(features.cpu().numpy(), predictions, strict=True)]
+        return [EncodedItem(*found) for found in zip(features.numpy(), predictions, strict=True)]
+
+    def warm_up(self, max_batch_size: int) -> None:
+        """On a GPU, run every size of batch once: the first of each takes a hundred times as long as the next."""
+        if not self._few_sizes:
+            return
+        side = self.bundle.preprocess.image_size
+        item = EncodeItem(np.zeros((side, side, 3), np.uint8), parameters=None, labels=None)
+        sizes = {padded_size(size) for size in range(1, max_batch_size + 1)}
+        for size in sorted(sizes):
+            self.run([item] * size)
+
+    def _encode(self, items: Sequence[EncodeItem]) -> Tensor:
+        """(B, D).  A GPU gets few sizes of batch only, as each new one makes cuDNN choose anew for every convolution."""
+        missing = padded_size(len(items)) - len(items) if self._few_sizes else 0
+        padded = [*items, *items[:1] * missing]
+        rows = [self._neutral if item.parameters is None else item.parameters.parameters for item in padded]
+        features: Tensor = self._encoder(self.normalized([item.image for item in padded]), torch.stack(rows))
+        return features[: len(items)]
 
     def normalized(self, images: Sequence[np.ndarray]) -> Tensor:
         """(S, S, 3) uint8 each -> (B, 3, S, S) float32, channels last: what `preprocess` gives, for a whole batch at once."""
         pixels = torch.from_numpy(np.stack(images)).to(self._device).permute(0, 3, 1, 2)
         return pixels.to(torch.float32).div_(255).sub_(self._mean).div_(self._std)
+
+
+def padded_size(size: int) -> int:
+    """The next power of two."""
+    return 1 << (size - 1).bit_length()
 
 
 def _places_by_task(items: Sequence[EncodeItem]) -> list[tuple[ReadyTask, list[int]]]:

@@ -65,6 +65,7 @@ class ImageWorker:
 
     def __init__(self, bundle: Bundle, config: ServingConfig, *, shared: SharedByModels) -> None:
         self._engine = ImageEncoderEngine(bundle)
+        self._engine.warm_up(config.batching.max_batch_size)
         self._shared = shared
         self._max_pixels = config.limits.max_pixels
         self._store = TaskStore(config.task_store_uri)

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from infra.errors import BadInputError
 from serving.engines.hypernetwork import HypernetworkEngine
-from serving.engines.image_encoder import EncodeItem, ImageEncoderEngine, ReadyTask
+from serving.engines.image_encoder import EncodeItem, ImageEncoderEngine, ReadyTask, padded_size
 from serving.engines.predictions import best_labels
 from serving.engines.resident import ResidentEncoders
 from serving.engines.text_features import TextFeatureCache
@@ -186,3 +186,21 @@ def test_the_package_of_a_task_is_an_onnx_zip(bundle: Bundle, encoders: Sequence
         encoders[0]
     )
     assert package.startswith(b"PK") and b"model.onnx" in package
+
+
+def test_padding_a_batch_changes_no_answer(bundle: Bundle, ready: Sequence[ReadyTask], images: Sequence[np.ndarray]) -> None:
+    """As on a GPU, which gets batches of few sizes."""
+    engine, padding = ImageEncoderEngine(bundle), ImageEncoderEngine(bundle)
+    padding._few_sizes = True
+    padding.warm_up(4)
+    items = [EncodeItem(image, task, task, 5) for image, task in zip(images, ready, strict=False)]
+    found, expected = padding.run(items), engine.run(items)
+    assert len(found) == len(items) == 3
+    for one, other in zip(found, expected, strict=True):
+        assert_close(torch.from_numpy(one.features), torch.from_numpy(other.features), **TOLERANCE)
+        assert [best.label for best in one.predictions or ()] == [best.label for best in other.predictions or ()] != []
+
+
+@pytest.mark.parametrize(("size", "padded"), [(1, 1), (2, 2), (3, 4), (16, 16), (17, 32)])
+def test_batches_have_few_sizes(size: int, padded: int) -> None:
+    assert padded_size(size) == padded
