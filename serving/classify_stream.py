@@ -20,6 +20,7 @@ from serving.limits import ServingLimits
 from serving.metrics import IngressMetrics
 from serving.picture_parts import PictureParts
 from serving.problems import ProblemError, make_problem
+from serving.requests import CUT_OFF
 from serving.schemas import ClassifyAnswer, ImageResult, Problem, StreamEnd, StreamLine
 
 logger = logging.getLogger(__name__)
@@ -182,7 +183,7 @@ class ClassifyStream(Response):
             if self._parts.problem is not None:
                 raise self._parts.problem
         if not self._parts.ended:
-            raise ProblemError(400, "malformed_form", "the multipart form ends before its last boundary")
+            raise ProblemError(400, "malformed_form", CUT_OFF)
         if not state.num_pictures:
             raise ProblemError(422, "no_image", "there is no picture in the request")
 

@@ -1,13 +1,14 @@
 """Reading request bodies: JSON, a raw picture, or a multipart form."""
 
 import asyncio
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import ValidationError
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from serving.limits import ServingLimits
 from serving.problems import ProblemError, invalid_body
@@ -20,6 +21,8 @@ PARSED_AT_ONCE = 64 * 2**10
 """Bytes of JSON that take less time than changing threads does."""
 MAX_FIELD_CHARACTERS, MAX_BYTES_A_CHARACTER = 1000, 4
 """Of a text field in a form; a label has less."""
+
+CUT_OFF = "the multipart form ends before its last boundary"
 
 
 @dataclass(frozen=True)
@@ -90,11 +93,13 @@ async def read_form(request: Request, limits: ServingLimits, *, allowed: tuple[s
     max_fields = limits.max_labels + limits.max_templates + 8
     fields: dict[str, list[str]] = {}
     images: list[bytes] = []
+    max_part_size = MAX_BYTES_A_CHARACTER * MAX_FIELD_CHARACTERS
     try:
-        form_of = request.form(
-            max_files=limits.max_images + 1, max_fields=max_fields, max_part_size=MAX_BYTES_A_CHARACTER * MAX_FIELD_CHARACTERS
-        )
-        async with form_of as form:
+        async with aclosing(request.stream()) as stream:
+            form = await _WholeForms(
+                request.headers, stream, max_files=limits.max_images + 1, max_fields=max_fields, max_part_size=max_part_size
+            ).parse()
+        try:
             for name, value in form.multi_items():
                 if name == "images" and isinstance(value, UploadFile):
                     images.append(await value.read())
@@ -104,11 +109,31 @@ async def read_form(request: Request, limits: ServingLimits, *, allowed: tuple[s
                 else:
                     names = ", ".join((*allowed, "images (files)"))
                     raise ProblemError(422, "unknown_field", f"the form holds {name[:60]!r}; it may hold {names}")
-    except (HTTPException, KeyError, UnicodeError) as error:
-        detail = error.detail if isinstance(error, HTTPException) else f"a part of it has no usable header or text ({error!r})"
+        finally:
+            await form.close()
+    except (MultiPartException, KeyError, UnicodeError) as error:
+        unusable = f"a part of it has no usable header or text ({error!r})"
+        detail = error.message if isinstance(error, MultiPartException) else unusable
         raise ProblemError(400, "malformed_form", f"the multipart form cannot be read: {detail}") from error
     charge_images(request, len(images), limits)
     return Form(fields, images)
+
+
+class _WholeForms(MultiPartParser):
+    """Starlette's parser takes a form that was cut off for a whole one, without the part that was cut."""
+
+    _ended = False
+
+    def on_end(self) -> None:
+        self._ended = True
+
+    async def parse(self) -> FormData:
+        """Raises ProblemError: the last boundary is missing."""
+        form = await super().parse()
+        if not self._ended:
+            await form.close()
+            raise ProblemError(400, "malformed_form", CUT_OFF)
+        return form
 
 
 def charge_images(request: Request, count: int, limits: ServingLimits) -> None:

@@ -141,6 +141,29 @@ def test_bad_forms_are_refused_with_the_reason(config: ServingConfig) -> None:
     play(config, scenario)
 
 
+def test_a_form_that_was_cut_off_loses_no_picture_silently(config: ServingConfig) -> None:
+    head = '--x\r\ncontent-disposition: form-data; name="images"; filename="a.png"\r\n\r\n'
+    label = b'--x\r\ncontent-disposition: form-data; name="labels"\r\n\r\ncat\r\n'
+    part = head.encode() + picture(0) + b"\r\n"
+    cut = [part + head.encode() + picture(1)[:500], part, part + b"--x", part + b"--x\r\ncontent-dispo", b""]
+
+    async def scenario(local: LocalService) -> None:
+        task = (await local.http.post("/v1/tasks", json={"labels": ["cat", "dog"]})).json()["task_id"]
+        headers = {"content-type": "multipart/form-data; boundary=x"}
+        for path in ("/v1/embed/image", f"/v1/tasks/{task}/classify", "/v1/classify"):
+            start = label if path == "/v1/classify" else b""
+            for body in cut:
+                refused = await local.http.post(path, content=start + body, headers=headers)
+                assert check_problem(refused, 400)["detail"] == "the multipart form ends before its last boundary", body[-30:]
+            for end in (b"--x--", b"--x--\r\n"):
+                answer = await local.http.post(path, content=start + part + end, headers=headers)
+                assert len(answer.json()["results"]) == 1
+        empty = await local.http.post("/v1/embed/image", content=b"--x--\r\n", headers=headers)
+        assert check_problem(empty, 422)["type"].endswith(":no_image")
+
+    play(config, scenario)
+
+
 def _form_in_utf_7(name: str) -> dict[str, Any]:
     """A form whose charset turns plain bytes into half of a surrogate pair, which is no text."""
     parts = "".join(
