@@ -68,10 +68,10 @@ def probe(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageInfo:
     """
     if canvas := _webp_canvas(data):  # libwebp reserves the whole canvas while opening, so this one is asked before Pillow is
         _check_pixels(*canvas, max_pixels=max_pixels)
-    if jpeg := _jpeg_header(data):
+    if jpeg := _jpeg_header(data, max_pixels=max_pixels):
         info = _upright_info("jpeg", jpeg.width, jpeg.height, jpeg.orientation, max_pixels=max_pixels)
     else:
-        image = _open(data)
+        image = _open(data, max_pixels=max_pixels)
         info = _pillow_info(image, _orientation(image), max_pixels=max_pixels)
     _check_scans(data, info.width * info.height, max_pixels=max_pixels)
     return info
@@ -87,7 +87,7 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: tuple[int, in
     Raises:
         ImageError: as `probe`, or the picture ends early or is damaged.
     """
-    jpeg = _jpeg_header(data)
+    jpeg = _jpeg_header(data, max_pixels=max_pixels)
     if jpeg is None or jpeg.colorspace == "CMYK":  # the one kind of JPEG that simplejpeg cannot turn to RGB
         return _decode_with_pillow(data, max_pixels=max_pixels)
     _check_pixels(jpeg.width, jpeg.height, max_pixels=max_pixels)
@@ -106,7 +106,7 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: tuple[int, in
 def _decode_with_pillow(data: bytes, *, max_pixels: int) -> np.ndarray:
     if canvas := _webp_canvas(data):
         _check_pixels(*canvas, max_pixels=max_pixels)
-    image = _open(data)
+    image = _open(data, max_pixels=max_pixels)
     orientation = _orientation(image)
     info = _pillow_info(image, orientation, max_pixels=max_pixels)
     _check_scans(data, info.width * info.height, max_pixels=max_pixels)
@@ -147,7 +147,7 @@ class _JpegHeader(NamedTuple):
     orientation: int
 
 
-def _jpeg_header(data: bytes) -> _JpegHeader | None:
+def _jpeg_header(data: bytes, *, max_pixels: int) -> _JpegHeader | None:
     """None where it is no JPEG, or one whose header is damaged."""
     if not data.startswith(_MAGIC[0]):
         return None
@@ -155,7 +155,8 @@ def _jpeg_header(data: bytes) -> _JpegHeader | None:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    return _JpegHeader(height, width, colorspace, _orientation(_open(data)) if _has_app1(data) else 1)
+    orientation = _orientation(_open(data, max_pixels=max_pixels)) if _has_app1(data) else 1
+    return _JpegHeader(height, width, colorspace, orientation)
 
 
 def _has_app1(data: bytes) -> bool:
@@ -240,11 +241,12 @@ def _webp_canvas(data: bytes) -> tuple[int, int] | None:
     return width & 0x3FFF, height & 0x3FFF
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes, *, max_pixels: int) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=["JPEG", "PNG", "WEBP"])
     except Image.DecompressionBombError as error:
-        raise ImageError("too_many_pixels", f"picture has too many pixels: {error}") from error
+        limit = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))  # Pillow refuses so many before it tells the size
+        raise ImageError("too_many_pixels", f"picture has more than the {limit:,} pixels allowed") from error
     except (UnidentifiedImageError, *_DECODE_ERRORS) as error:
         if data.startswith(_MAGIC) or _webp_canvas(data):
             raise ImageError("truncated", f"picture of {len(data):,} bytes is damaged or ends early") from error
