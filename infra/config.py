@@ -7,7 +7,7 @@ A configuration is frozen and refuses unknown keys.  Change one with `rebuilt`, 
 import difflib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Self, TypeVar
 
 import yaml
@@ -127,8 +127,13 @@ def _problem(error: Any, model: type[BaseModel]) -> str:
         return message if whole_section else f"{message} (got {_short(error['input'])})"
     schema = model.model_json_schema()
     known = {name for part in (schema, *schema.get("$defs", {}).values()) for name in part.get("properties", {})}
-    near = difflib.get_close_matches(str(error["loc"][-1]), sorted(known), n=1)
-    return "there is no such setting" + (f"; did you mean {near[0]}?" if near else "")
+    return "there is no such setting" + did_you_mean(str(error["loc"][-1]), known)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence that refuses a name: the known one that is nearest to it, or nothing."""
+    near = difflib.get_close_matches(name, sorted(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _short(value: Any) -> str:

@@ -9,7 +9,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from serving.problems import ProblemError
-from serving.requests import MAX_BYTES_A_CHARACTER, MAX_FIELD_CHARACTERS
+from serving.requests import MAX_BYTES_A_CHARACTER, MAX_FIELD_CHARACTERS, unknown_field
 
 MAX_BOUNDARY = 200
 
@@ -81,8 +81,7 @@ class PictureParts:
             return
         name = options.get(b"name", b"").decode(errors="replace")[:60]
         if name not in self._texts or b"filename" in options:
-            taken = f"{', '.join(self._texts)}, and then images (files)" if self._texts else "images (files) and nothing else"
-            raise ProblemError(422, "unknown_field", f"the form holds {name!r}; a stream takes {taken}")
+            raise unknown_field(name, self._texts, is_file=b"filename" in options)
         if self._has_pictures:
             raise ProblemError(422, "field_too_late", f"{name!r} comes after a picture; a stream takes its fields before them")
         self._num_texts += 1

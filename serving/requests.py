@@ -1,6 +1,7 @@
 """Reading request bodies: JSON, a raw picture, or a multipart form."""
 
 import asyncio
+from collections.abc import Collection
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from infra.config import did_you_mean
 from serving.limits import ServingLimits
 from serving.problems import ProblemError, invalid_body
 from serving.schemas import Parameters, WireModel
@@ -107,8 +109,7 @@ async def read_form(request: Request, limits: ServingLimits, *, allowed: tuple[s
                     value.encode()  # some of the charsets that a form may name give lone surrogates, which no text may hold
                     fields.setdefault(name, []).append(value)
                 else:
-                    names = ", ".join((*allowed, "images (files)"))
-                    raise ProblemError(422, "unknown_field", f"the form holds {name[:60]!r}; it may hold {names}")
+                    raise unknown_field(name, allowed, is_file=isinstance(value, UploadFile))
         finally:
             await form.close()
     except (MultiPartException, KeyError, UnicodeError) as error:
@@ -117,6 +118,19 @@ async def read_form(request: Request, limits: ServingLimits, *, allowed: tuple[s
         raise ProblemError(400, "malformed_form", f"the multipart form cannot be read: {detail}") from error
     charge_images(request, len(images), limits)
     return Form(fields, images)
+
+
+def unknown_field(name: str, texts: Collection[str], *, is_file: bool) -> ProblemError:
+    """What to say of a part that a form may not hold: pictures are files under `images`, texts have the other names."""
+    if name == "images":
+        detail = "the form holds 'images' as a text; send it as a file: -F images=@photo.jpg"
+    elif is_file and name in texts:
+        detail = f"the form holds {name!r} as a file; send it as a text"
+    else:
+        names = ", ".join((*texts, "images (files)"))
+        near = did_you_mean(name[:60], (*texts, "images"))
+        detail = f"the form holds {name[:60]!r}; it may hold {names}{near}"
+    return ProblemError(422, "unknown_field", detail)
 
 
 class _WholeForms(MultiPartParser):
@@ -134,6 +148,26 @@ class _WholeForms(MultiPartParser):
             await form.close()
             raise ProblemError(400, "malformed_form", CUT_OFF)
         return form
+
+
+def check_query(request: Request, *, known: Collection[str] = (), fields: Collection[str] = ()) -> None:
+    """That a query holds what the call reads and nothing else: a name that is nearly right would change nothing, unseen.
+
+    Args: fields, names that the form of this call takes, to say so.
+
+    Raises:
+        ProblemError: another name.
+    """
+    if not request.scope["query_string"]:
+        return
+    for name in request.query_params:
+        if name in known:
+            continue
+        if name in fields:
+            hint = "it is a field of the form here"
+        else:
+            hint = f"this call takes {' and '.join(known) or 'none'}{did_you_mean(name[:60], known)}"
+        raise ProblemError(422, "unknown_parameter", f"there is no query parameter {name[:60]!r}; {hint}")
 
 
 def charge_images(request: Request, count: int, limits: ServingLimits) -> None:

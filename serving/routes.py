@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
@@ -16,6 +16,7 @@ from serving.rate import Access
 from serving.requests import (
     Form,
     charge_images,
+    check_query,
     form_body,
     json_body,
     parameters_of,
@@ -81,6 +82,8 @@ PROBLEMS: Mapping[int | str, dict[str, Any]] = {
     }.items()
 }
 LINES = "A `StreamLine` for each picture as it becomes ready, then a `StreamEnd`."
+AT_ONCE = {"labels": "many", "templates": "many", "pinned_version": "one", "top_k": "one", "parameters": "one"}
+"""Text fields of `/v1/classify`, and whether they may come more than once."""
 NOT_FOUND: Mapping[int | str, dict[str, Any]] = {
     404: {"model": Problem, "content": {MEDIA_TYPE: {}}, "description": "No such task"}
 }
@@ -101,6 +104,7 @@ def create_http_app(service: ClassifierService, access: Access | None = None) ->
         redoc_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # spans are made in `RequestContext`
         responses=dict(PROBLEMS),
+        dependencies=[Depends(_no_query)],
     )
     install_problem_handlers(app)
     app.add_middleware(Admission, limits=limits, metrics=service.metrics)
@@ -147,6 +151,7 @@ def create_http_app(service: ClassifierService, access: Access | None = None) ->
 
         With `Accept: application/x-ndjson` many more, each answered in a line of its own as soon as it is ready.
         """
+        check_query(request, known=("top_k", "parameters"))
         query, tenant = request.query_params, tenant_of(request)
         number, parameters = top_k_of(query.get("top_k"), limits), parameters_of(query.get("parameters"))
         if wants_lines(request.headers.get("accept", "")):
@@ -164,14 +169,12 @@ def create_http_app(service: ClassifierService, access: Access | None = None) ->
 
     _put_first(app, CLASSIFY_PATH, classify)
 
-    one_call = {"labels": "many", "templates": "many", "pinned_version": "one", "top_k": "one"}
-
     @app.post(
         "/v1/classify",
         tags=["pictures"],
         response_model=ClassifyAnswer,
         responses={200: {"content": {NDJSON: {"schema": {"type": "string", "description": LINES}}}}},
-        openapi_extra=form_body(texts=one_call, raw_image=False),
+        openapi_extra=form_body(texts=AT_ONCE, raw_image=False),
     )
     async def classify_at_once(request: Request) -> Response | ClassifyAnswer:
         """Labels and pictures in one form: repeat `labels` and `images`.
@@ -180,22 +183,22 @@ def create_http_app(service: ClassifierService, access: Access | None = None) ->
         """
         tenant = tenant_of(request)
 
-        async def begin(form: Form) -> tuple[str, int]:
-            """The task, and how many labels an answer should hold."""
-            number = top_k_of(single(form, "top_k"), limits)
+        async def begin(form: Form) -> tuple[str, int, Parameters]:
+            """The task, how many labels an answer should hold, and under which parameters."""
+            number, parameters = top_k_of(single(form, "top_k"), limits), parameters_of(single(form, "parameters"))
             templates = form.fields.get("templates")
             asked = TaskRequest(
                 labels=tuple(form.fields.get("labels", ())),
                 templates=None if templates is None else tuple(templates),
                 pinned_version=single(form, "pinned_version"),
             )
-            return (await service.create_task(asked, tenant=tenant)).task_id, number
+            return (await service.create_task(asked, tenant=tenant)).task_id, number, parameters
 
         if wants_lines(request.headers.get("accept", "")):
-            return _stream_at_once(request, service, begin, texts=tuple(one_call))
-        form = await read_form(request, limits, allowed=tuple(one_call))
-        task_id, number = await begin(form)
-        return await service.classify(task_id, form.images, tenant=tenant, top_k=number)
+            return _stream_at_once(request, service, begin, texts=tuple(AT_ONCE))
+        form = await read_form(request, limits, allowed=tuple(AT_ONCE))
+        task_id, number, parameters = await begin(form)
+        return await service.classify(task_id, form.images, tenant=tenant, top_k=number, parameters=parameters)
 
     @app.post("/v1/embed/image", tags=["features"], openapi_extra=form_body(texts={}, raw_image=True))
     async def embed_image(request: Request) -> EmbeddingAnswer:
@@ -229,24 +232,32 @@ def create_http_app(service: ClassifierService, access: Access | None = None) ->
     return app
 
 
+async def _no_query(request: Request) -> None:
+    """Of all calls but the hot one, which FastAPI does not see."""
+    path = request.scope["path"]
+    if path.startswith("/v1/"):  # the page's own address may carry what others put there
+        check_query(request, fields=AT_ONCE if path == "/v1/classify" else ())
+
+
 def _stream_at_once(
     request: Request,
     service: ClassifierService,
-    begin: Callable[[Form], Awaitable[tuple[str, int]]],
+    begin: Callable[[Form], Awaitable[tuple[str, int, Parameters]]],
     *,
     texts: tuple[str, ...],
 ) -> ClassifyStream:
     """A stream whose task is made of the text fields before its first picture."""
     limits, tenant = service.limits, tenant_of(request)
-    task_id, number = "", 0
+    asked: tuple[str, int, Parameters] = ("", 0, "specialized")
 
     async def begin_with(fields: Mapping[str, list[str]]) -> None:
-        nonlocal task_id, number
-        task_id, number = await begin(Form(dict(fields), []))
+        nonlocal asked
+        asked = await begin(Form(dict(fields), []))
 
     async def ask(some: Sequence[bytes]) -> ClassifyAnswer:
         charge_images(request, len(some), limits)
-        return await service.classify_each(task_id, some, tenant=tenant, top_k=number, parameters="specialized")
+        task_id, number, parameters = asked
+        return await service.classify_each(task_id, some, tenant=tenant, top_k=number, parameters=parameters)
 
     content_type = request.headers.get("content-type", "")
     return ClassifyStream(ask, content_type=content_type, limits=limits, metrics=service.metrics, begin=begin_with, texts=texts)

@@ -111,7 +111,8 @@ FORM_REFUSALS: list[tuple[dict[str, Any], int, str]] = [
     ({"files": [("images", picture(0))] * 4}, 422, "at most 3"),
     ({"files": [("images", picture(0))] * 9}, 400, "files"),
     ({"files": [("images", picture(0)), ("other", b"x")]}, 422, "'other'"),
-    ({"files": [("images", (None, "a text"))]}, 422, "'images'"),
+    ({"files": [("images", (None, "a text"))]}, 422, "send it as a file: -F images=@photo.jpg"),
+    ({"files": [("image", picture(0))]}, 422, "'image'; it may hold images (files); did you mean images?"),
     ({"content": b"garbage", "headers": {"content-type": "multipart/form-data; boundary=x"}}, 400, "form"),
     ({"content": b"garbage", "headers": {"content-type": "multipart/form-data"}}, 400, "form"),
     (
@@ -189,6 +190,31 @@ def test_queries_and_paths_are_checked(config: ServingConfig) -> None:
         check_problem(await local.http.put("/v1/tasks"), 405)
         for texts in ([], [" "], ["a"] * 5, ["word " * 90]):
             check_problem(await local.http.post("/v1/embed/text", json={"texts": texts}), 422)
+
+    play(config, scenario)
+
+
+def test_a_query_parameter_that_a_call_does_not_take_is_refused_by_name(config: ServingConfig) -> None:
+    async def scenario(local: LocalService) -> None:
+        task = (await local.http.post("/v1/tasks", json={"labels": ["cat", "dog"]})).json()["task_id"]
+        classify = f"/v1/tasks/{task}/classify"
+        for method, path, detail in (
+            ("POST", f"{classify}?topk=1", "'topk'; this call takes top_k and parameters; did you mean top_k?"),
+            ("POST", f"{classify}?top_k=1&zzz=1", "'zzz'; this call takes top_k and parameters"),
+            ("GET", "/v1/tasks?limit=1", "'limit'; this call takes none"),
+            ("GET", f"/v1/tasks/{task}?top_k=1", "'top_k'; this call takes none"),
+            ("POST", "/v1/classify?parameters=neutral", "'parameters'; it is a field of the form here"),
+        ):
+            found = check_problem(await local.http.request(method, path, content=picture(0)), 422)
+            assert found["detail"] == f"there is no query parameter {detail}"
+            assert found["type"].endswith(":unknown_parameter")
+        for path in ("/?utm=1", "/style.css?1", "/healthz?verbose"):
+            assert (await local.http.get(path)).status_code == 200
+        assert (await local.http.post(f"{classify}?top_k=1&parameters=neutral", content=picture(0))).status_code == 200
+        form: dict[str, Any] = {"data": {"labels": ["cat"], "parameters": "neutral"}, "files": [("images", picture(0))]}
+        assert (await local.http.post("/v1/classify", **form)).json()["parameters"] == "neutral"
+        form["data"]["parameters"] = "other"
+        check_problem(await local.http.post("/v1/classify", **form), 422)
 
     play(config, scenario)
 

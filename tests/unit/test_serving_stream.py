@@ -220,7 +220,7 @@ def test_a_body_that_goes_wrong_ends_with_the_reason(body: list[bytes], answers:
     ("body", "answers", "status", "says"),
     [
         ([part(b"one"), text(b"cat", "labels"), LAST], 1, 422, "'labels' comes after a picture"),
-        ([text(b"cat", "lables"), part(b"one"), LAST], 0, 422, "'lables'; a stream takes labels, and then images"),
+        ([text(b"cat", "lables"), part(b"one"), LAST], 0, 422, "it may hold labels, images (files); did you mean labels?"),
         ([text(b"\xff", "labels"), part(b"one"), LAST], 0, 400, "is not UTF-8"),
         ([text(b"x" * 5000, "labels"), part(b"one"), LAST], 0, 422, "longer than 1,000 characters"),
         ([text(b"x", "labels") * 20_000, part(b"one"), LAST], 0, 422, "text fields"),
