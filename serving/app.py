@@ -29,8 +29,17 @@ def build_application(args: ServingConfig) -> Application:
     config = ServingConfig.model_validate(
         args
     )  # Serve gives the mapping of a config file as this type; callers may give either
+    return build_allowed(config.rebuilt(tenants=tenants_allowed(config)))
+
+
+def build_allowed(config: ServingConfig) -> Application:
+    """The same where it is settled who may call: without keys, only this machine unless `allow_anonymous` says otherwise.
+
+    Raises:
+        BadInputError: there is no such model.
+        CorruptArtefactError: the model is damaged, and none was served before.
+    """
     config = config.rebuilt(
-        tenants=tenants_allowed(config),
         task_store_uri=_absolute(config.task_store_uri),
         bundle_uri=None if config.bundle_uri is None else _absolute(config.bundle_uri),
     )
@@ -100,4 +109,4 @@ def _options(scale: DeploymentScale, limits: ServingLimits) -> dict[str, Any]:
     }
 
 
-__all__ = ["ServingConfig", "assemble", "build_application", "ingress_application"]
+__all__ = ["ServingConfig", "assemble", "build_allowed", "build_application", "ingress_application"]

@@ -78,7 +78,7 @@ class ServiceSettings(StrictModel):
     tenants: tuple[TenantConfig, ...] = ()
     """Who may call, each with its own tasks; without any, those of the environment variable HYPERCLIP_TENANTS."""
     allow_anonymous: bool = False
-    """Serve without keys, to whoever reaches the port; on loopback that is so anyway."""
+    """Serve without keys, to whoever reaches the port; on loopback this machine's own programs are served anyway."""
     log_level: LogLevel = "info"
     """Of the replicas' own logs; at info there is one line a request."""
     limits: ServingLimits = ServingLimits()
@@ -129,6 +129,11 @@ class ServingConfig(ServiceSettings):
         if (self.tracking is None) == (self.bundle_uri is None):
             raise ValueError("give either tracking (a model registry) or bundle_uri (a bundle folder)")
         return self
+
+    @property
+    def local_only(self) -> bool:
+        """Whether nobody may call but this machine's own programs: there are no keys, and nothing that does without."""
+        return not self.tenants and not self.allow_anonymous
 
     @property
     def follows(self) -> bool:

@@ -15,9 +15,10 @@ from ray.serve.deployment import Application
 from tenacity import RetryError, Retrying, retry_if_exception_type, retry_if_result, stop_after_delay, wait_fixed
 
 from infra.errors import BadInputError, HyperClipError
-from serving.app import build_application, tenants_allowed
+from serving.app import build_allowed, tenants_allowed
 from serving.config import ServingConfig
 from serving.devices import check_gpus
+from serving.tenants import tenants_of_environment
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def running(config: ServingConfig) -> Iterator[str]:
     """
     config = checked_access(config)
     check_gpus(config)
-    with deployed(build_application(config), host=config.host, port=config.port) as base_url:
+    with deployed(build_allowed(config), host=config.host, port=config.port) as base_url:
         yield base_url
 
 
@@ -108,8 +109,8 @@ def checked_access(config: ServingConfig) -> ServingConfig:
     Raises:
         BadInputError: it would listen beyond loopback, without keys, and nobody has said that it should.
     """
-    if _is_loopback(config.host) and not config.allow_anonymous:
-        config = config.rebuilt(allow_anonymous=True)
+    if _is_loopback(config.host):
+        return config.rebuilt(tenants=config.tenants or tenants_of_environment())
     try:
         return config.rebuilt(tenants=tenants_allowed(config))
     except BadInputError as error:

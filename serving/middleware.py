@@ -20,8 +20,7 @@ from serving.limits import ServingLimits
 from serving.logs import current_request_id, log_request
 from serving.metrics import IngressMetrics
 from serving.problems import ProblemError, problem_response
-from serving.rate import Access, TenantAccount
-from serving.tenants import DEFAULT_TENANT
+from serving.rate import TenantAccount
 from serving.tracing import request_span
 
 logger = logging.getLogger(__name__)
@@ -131,45 +130,6 @@ class RequestContext:
         if problem is not None:
             fields["problem"] = problem
         log_request(fields)
-
-
-class Authentication:
-    """Finds the tenant by its key.  Without keys everybody is the default tenant."""
-
-    def __init__(self, app: ASGIApp, *, access: Access, open_paths: frozenset[str]) -> None:
-        """Args: open_paths: what needs no key, as it shows nothing of anybody."""
-        self._app = app
-        self._access = access
-        self._open_paths = open_paths
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        keys = self._access.keys
-        if scope["type"] != "http" or (keys is not None and scope["path"] in self._open_paths):
-            await self._app(scope, receive, send)
-            return
-        tenant: str | None = DEFAULT_TENANT
-        if keys is not None:
-            key = _key(Headers(scope=scope))
-            tenant = keys.tenant(key)
-            if tenant is None:
-                await problem_response(_unauthorized(given=bool(key)), scope)(scope, receive, send)
-                return
-        assert tenant is not None
-        scope["state"] |= {"tenant": tenant, "account": self._access.accounts[tenant]}
-        await self._app(scope, receive, send)
-
-
-def _key(headers: Headers) -> bytes:
-    scheme, _, key = headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer":  # a proxy in front may have its own use for the header
-        key = headers.get("x-api-key", "")
-    return key.strip().encode("latin-1", errors="replace")
-
-
-def _unauthorized(*, given: bool) -> ProblemError:
-    detail = "this key is not known" if given else "send your API key, as `Authorization: Bearer KEY` or `x-api-key: KEY`"
-    challenge = 'Bearer realm="hyperclip"' + (', error="invalid_token"' if given else "")
-    return ProblemError(401, "unauthorized", detail, headers={"www-authenticate": challenge})
 
 
 class Admission:

@@ -83,9 +83,20 @@ class TenantAccount:
 class Access:
     """Who may call one ingress replica, and the account of each."""
 
-    def __init__(self, tenants: Sequence[TenantConfig], limits: ServingLimits, *, clock: Clock = time.monotonic) -> None:
-        """Args: tenants: without any, everybody is the default tenant and may have all of the replica."""
+    def __init__(
+        self,
+        tenants: Sequence[TenantConfig],
+        limits: ServingLimits,
+        *,
+        local_only: bool = False,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        """Args:
+        tenants: without any, everybody is the default tenant and may have all of the replica.
+        local_only: serve only calls that name this machine as their host.
+        """
         self.keys = KeyRing(tenants) if tenants else None
+        self.local_only = local_only
         most = limits.max_requests_in_flight
         self.accounts = {
             tenant.name: TenantAccount(

@@ -8,9 +8,10 @@ from fastapi import Depends, FastAPI, Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
+from serving.authentication import Authentication
 from serving.classify_stream import NDJSON, ClassifyStream, wants_lines
 from serving.metrics import CONTENT_TYPE_LATEST
-from serving.middleware import Admission, Authentication, RequestContext
+from serving.middleware import Admission, RequestContext
 from serving.problems import MEDIA_TYPE, ProblemError, install_problem_handlers
 from serving.rate import Access
 from serving.requests import (

@@ -32,7 +32,7 @@ class Ingress:
     ) -> None:
         """Args: origin, the one model to serve, or the `Rollout` that says which."""
         metrics = IngressMetrics(set_up_replica(config))
-        self._access = Access(config.tenants, config.limits)
+        self._access = Access(config.tenants, config.limits, local_only=config.local_only)
         if self._access.has_rates:
             keep_share(self._access)
         names_to_encoders = HypernetworkHandle(hypernetwork, config.limits)

@@ -5,15 +5,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from pydantic import ValidationError
+from starlette.responses import Response
 from typer.testing import CliRunner
 
 from infra.errors import BadInputError
 from pipeline.cli import app as command
 from serving.app import build_application, tenants_allowed
+from serving.authentication import Authentication
 from serving.config import ServingConfig
 from serving.launch import checked_access
+from serving.metrics import IngressMetrics
+from serving.middleware import RequestContext
+from serving.rate import Access
 from serving.tenants import KeyRing, TenantConfig, key_hash, new_key, tenants_of_environment
 from tests.unit.serving_helpers import LIMITS, LocalService, check_problem, make_bundle, picture, play
 
@@ -126,6 +132,41 @@ def test_one_tenant_cannot_hold_every_place(config: ServingConfig) -> None:
     play(config.rebuilt(limits=LIMITS.rebuilt(max_requests_in_flight=4)), scenario)
 
 
+def test_without_keys_a_name_that_was_pointed_at_this_machine_is_refused() -> None:
+    served: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        served.append(scope["path"])
+        await Response("served")(scope, receive, send)
+
+    async def status(host: str, access: Access, path: str = "/v1/tasks") -> int:
+        guard = Authentication(app, access=access, open_paths=frozenset(("/healthz",)))
+        guarded = RequestContext(guard, metrics=IngressMetrics())
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(guarded), base_url="http://x") as http:
+            return (await http.get(path, headers={"host": host})).status_code
+
+    async def scenario() -> None:
+        local, anonymous = Access((), LIMITS, local_only=True), Access((), LIMITS)
+        for host in ("localhost", "LOCALHOST:8000", "127.0.0.1:8000", "127.0.0.1", "[::1]:8000", "[::1]", "127.0.0.2"):
+            assert await status(host, local) == 200, host
+        for host in (
+            "evil.example",
+            "evil.example:8000",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example",
+            "x@localhost",
+            "::1",
+        ):
+            for path in ("/v1/tasks", "/", "/healthz", "/metrics"):
+                assert await status(host, local, path) == 403, host
+            assert await status(host, anonymous) == 200
+        assert (
+            await status("10.0.0.7:8000", Access((tenant("ant"),), LIMITS), "/healthz") == 200
+        )  # a probe, by the pod's address
+
+    asyncio.run(scenario())
+
+
 def test_without_keys_nobody_but_loopback_is_served(config: ServingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     without = config.rebuilt(tenants=())
     with pytest.raises(BadInputError, match="serve-key"):
@@ -136,7 +177,9 @@ def test_without_keys_nobody_but_loopback_is_served(config: ServingConfig, monke
         assert checked_access(config.rebuilt(host=host)).tenants == config.tenants
         assert checked_access(without.rebuilt(host=host, allow_anonymous=True)).tenants == ()
     for host in ("127.0.0.1", "::1", "localhost", "127.8.8.8"):
-        assert checked_access(without.rebuilt(host=host)).allow_anonymous
+        assert checked_access(without.rebuilt(host=host)).local_only
+        assert not checked_access(without.rebuilt(host=host, allow_anonymous=True)).local_only
+        assert not checked_access(config.rebuilt(host=host)).local_only
     monkeypatch.setenv("HYPERCLIP_TENANTS", json.dumps([tenant("bee").model_dump()]))
     assert tenants_allowed(without) == (tenant("bee"),)
     assert checked_access(without.rebuilt(host="0.0.0.0")).tenants == (tenant("bee"),)
