@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 
 from infra.errors import BadInputError, HyperClipError
 from serving.messages import Refused
@@ -101,6 +102,17 @@ def install_problem_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
         reason = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
-        return problem_response(
-            ProblemError(error.status_code, reason, str(error.detail), headers=error.headers), request.scope
-        )
+        path, detail, headers = request.scope["path"][:100], str(error.detail), dict(error.headers or {})
+        if error.status_code == 404:
+            detail = f"there is nothing at {path!r}; /openapi.json has the calls that there are"
+        if error.status_code == 405:
+            allowed = _allowed(app, request)
+            detail = f"{path!r} takes {allowed}, not {request.method[:20]}; /openapi.json has the calls that there are"
+            headers = {"allow": allowed}
+        return problem_response(ProblemError(error.status_code, reason, detail, headers=headers), request.scope)
+
+
+def _allowed(app: FastAPI, request: Request) -> str:
+    """The methods of a path, of all routes that it has: Starlette names those of the first."""
+    matching = [route for route in app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    return ", ".join(sorted({method for route in matching for method in getattr(route, "methods", None) or ()}))

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Collection
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from fastapi import Request
 from pydantic import ValidationError
@@ -227,23 +227,3 @@ def parameters_of(text: str | None) -> Parameters:
 
 def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-def json_body(model: type[WireModel]) -> dict[str, Any]:
-    """How OpenAPI shows a body that `read_json` reads."""
-    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-
-
-def form_body(*, texts: dict[str, str], raw_image: bool) -> dict[str, Any]:
-    """How OpenAPI shows a form of pictures, with text fields or lists of them, and a raw picture in its place."""
-    binary = {"type": "string", "format": "binary"}
-    kinds: dict[str, Any] = {"many": {"type": "array", "items": {"type": "string"}}, "one": {"type": "string"}}
-    properties = {name: kinds[kind] for name, kind in texts.items()} | {"images": {"type": "array", "items": binary}}
-    required = [name for name in properties if name in ("labels", "images")]
-    content: dict[str, Any] = {
-        "multipart/form-data": {"schema": {"type": "object", "properties": properties, "required": required}}
-    }
-    if raw_image:
-        content |= {kind: {"schema": binary} for kind in ("image/jpeg", "image/png", "image/webp", "application/octet-stream")}
-    return {"requestBody": {"required": True, "content": content}}

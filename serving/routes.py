@@ -2,7 +2,6 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
 
 from fastapi import Depends, FastAPI, Request
 from starlette.responses import FileResponse, Response
@@ -12,14 +11,22 @@ from serving.authentication import Authentication
 from serving.classify_stream import NDJSON, ClassifyStream, wants_lines
 from serving.metrics import CONTENT_TYPE_LATEST
 from serving.middleware import Admission, RequestContext
-from serving.problems import MEDIA_TYPE, ProblemError, install_problem_handlers
+from serving.openapi import (
+    CLASSIFY_QUERY,
+    LINES,
+    answered_as,
+    describe_keys,
+    form_body,
+    json_body,
+    problems,
+    refusals,
+)
+from serving.problems import ProblemError, install_problem_handlers
 from serving.rate import Access
 from serving.requests import (
     Form,
     charge_images,
     check_query,
-    form_body,
-    json_body,
     parameters_of,
     read_form,
     read_images,
@@ -33,7 +40,6 @@ from serving.schemas import (
     Health,
     ModelList,
     Parameters,
-    Problem,
     TaskCreated,
     TaskInfo,
     TaskList,
@@ -51,43 +57,8 @@ OPEN_PATHS = frozenset((*PAGES, "/openapi.json", "/healthz", "/metrics"))
 """What needs no key."""
 
 CLASSIFY_PATH = "/v1/tasks/{task_id}/classify"
-CLASSIFY_QUERY: Mapping[str, Any] = {
-    "parameters": [
-        {
-            "name": "top_k",
-            "in": "query",
-            "description": "Labels in the answer, best first; 5 when absent.",
-            "schema": {"type": "string", "pattern": "^[0-9]+$"},
-        },
-        {
-            "name": "parameters",
-            "in": "query",
-            "description": "`neutral` scores without the generated parameters, to compare.",
-            "schema": {"type": "string", "enum": list(get_args(Parameters)), "default": "specialized"},
-        },
-    ]
-}
-"""What the hot call reads from its query, as OpenAPI shows it."""
-PROBLEMS: Mapping[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "content": {MEDIA_TYPE: {}}, "description": description}
-    for status, description in {
-        400: "The body cannot be read",
-        401: "No API key, or an unknown one; where the service has keys",
-        408: "The body did not arrive in time",
-        403: "Not allowed: from another site, or more tasks than a tenant may have",
-        413: "Body or picture too large",
-        415: "Not a media type or picture format that is read",
-        422: "What was asked for cannot be done",
-        429: "Too many requests; wait as `Retry-After` says",
-        503: "Not ready, or no answer in time",
-    }.items()
-}
-LINES = "A `StreamLine` for each picture as it becomes ready, then a `StreamEnd`."
-AT_ONCE = {"labels": "many", "templates": "many", "pinned_version": "one", "top_k": "one", "parameters": "one"}
-"""Text fields of `/v1/classify`, and whether they may come more than once."""
-NOT_FOUND: Mapping[int | str, dict[str, Any]] = {
-    404: {"model": Problem, "content": {MEDIA_TYPE: {}}, "description": "No such task"}
-}
+AT_ONCE = {"labels": "many", "templates": "many", "pinned_version": "one", "top_k": "one", "parameters": "parameters"}
+"""Text fields of `/v1/classify`, and what OpenAPI says of their values."""
 
 
 def create_http_app(service: ClassifierService, access: Access | None = None) -> FastAPI:
@@ -104,7 +75,6 @@ def create_http_app(service: ClassifierService, access: Access | None = None) ->
         docs_url=None,  # its own documentation pages load scripts from elsewhere
         redoc_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # spans are made in `RequestContext`
-        responses=dict(PROBLEMS),
         dependencies=[Depends(_no_query)],
     )
     install_problem_handlers(app)
@@ -112,28 +82,35 @@ def create_http_app(service: ClassifierService, access: Access | None = None) ->
     app.add_middleware(Authentication, access=access, open_paths=OPEN_PATHS)
     app.add_middleware(RequestContext, metrics=service.metrics)  # the last one is the outermost
 
-    @app.post("/v1/tasks", tags=["tasks"], openapi_extra=json_body(TaskRequest))
+    @app.post("/v1/tasks", tags=["tasks"], responses=refusals(409), openapi_extra=json_body(TaskRequest))
     async def create_task(request: Request) -> TaskCreated:
         """Name the classes; the same names again give the same task."""
         return await service.create_task(await read_json(request, TaskRequest, limits), tenant=tenant_of(request))
 
-    @app.get("/v1/tasks", tags=["tasks"])
+    @app.head("/v1/tasks", include_in_schema=False)
+    @app.get("/v1/tasks", tags=["tasks"], responses=refusals())
     async def list_tasks(request: Request) -> TaskList:
         """Your tasks, the one used last first, and how many there may be."""
         return await service.list_tasks(tenant=tenant_of(request))
 
-    @app.get("/v1/tasks/{task_id}", tags=["tasks"], responses=dict(NOT_FOUND))
+    @app.head("/v1/tasks/{task_id}", include_in_schema=False)
+    @app.get("/v1/tasks/{task_id}", tags=["tasks"], responses=refusals(404, 409))
     async def get_task(request: Request, task_id: str) -> TaskInfo:
         """What a task is."""
         return await service.get_task(task_id, tenant=tenant_of(request))
 
-    @app.delete("/v1/tasks/{task_id}", tags=["tasks"], status_code=204, responses=dict(NOT_FOUND))
+    @app.delete("/v1/tasks/{task_id}", tags=["tasks"], status_code=204, responses=refusals(404))
     async def delete_task(request: Request, task_id: str) -> Response:
         """Forget a task and everything made for it."""
         await service.delete_task(task_id, tenant=tenant_of(request))
         return Response(status_code=204)
 
-    @app.get("/v1/tasks/{task_id}/export", tags=["tasks"], responses=dict(NOT_FOUND), response_class=Response)
+    @app.get(
+        "/v1/tasks/{task_id}/export",
+        tags=["tasks"],
+        responses=refusals(404, 409) | answered_as("application/zip", format="binary"),
+        response_class=Response,
+    )
     async def export_task(request: Request, task_id: str) -> Response:
         """The specialized encoder as an ONNX package for a device (zip)."""
         package = await service.export(task_id, tenant=tenant_of(request))
@@ -144,7 +121,7 @@ def create_http_app(service: ClassifierService, access: Access | None = None) ->
         CLASSIFY_PATH,
         tags=["pictures"],
         response_model=ClassifyAnswer,
-        responses={**NOT_FOUND, 200: {"content": {NDJSON: {"schema": {"type": "string", "description": LINES}}}}},
+        responses=refusals(404, 409) | answered_as(NDJSON, description=LINES),
         openapi_extra={**form_body(texts={}, raw_image=True), **CLASSIFY_QUERY},
     )
     async def classify(request: Request, task_id: str) -> Response:
@@ -174,7 +151,7 @@ def create_http_app(service: ClassifierService, access: Access | None = None) ->
         "/v1/classify",
         tags=["pictures"],
         response_model=ClassifyAnswer,
-        responses={200: {"content": {NDJSON: {"schema": {"type": "string", "description": LINES}}}}},
+        responses=refusals(409) | answered_as(NDJSON, description=LINES),
         openapi_extra=form_body(texts=AT_ONCE, raw_image=False),
     )
     async def classify_at_once(request: Request) -> Response | ClassifyAnswer:
@@ -201,27 +178,32 @@ def create_http_app(service: ClassifierService, access: Access | None = None) ->
         task_id, number, parameters = await begin(form)
         return await service.classify(task_id, form.images, tenant=tenant, top_k=number, parameters=parameters)
 
-    @app.post("/v1/embed/image", tags=["features"], openapi_extra=form_body(texts={}, raw_image=True))
+    @app.post("/v1/embed/image", tags=["features"], responses=refusals(), openapi_extra=form_body(texts={}, raw_image=True))
     async def embed_image(request: Request) -> EmbeddingAnswer:
         """Neutral features of pictures: they depend on no labels, so they can be stored and compared."""
         return await service.embed_images(await read_images(request, limits), tenant=tenant_of(request))
 
-    @app.post("/v1/embed/text", tags=["features"], openapi_extra=json_body(TextRequest))
+    @app.post("/v1/embed/text", tags=["features"], responses=refusals(), openapi_extra=json_body(TextRequest))
     async def embed_text(request: Request) -> EmbeddingAnswer:
         """Features of texts, comparable with those of pictures."""
         return await service.embed_texts((await read_json(request, TextRequest, limits)).texts)
 
-    @app.get("/v1/models", tags=["service"])
+    @app.head("/v1/models", include_in_schema=False)
+    @app.get("/v1/models", tags=["service"], responses=refusals())
     async def models() -> ModelList:
         """What is being served: models ready for use, and how far each version is."""
         return await service.models()
 
-    @app.get("/healthz", tags=["service"])
+    @app.head("/healthz", include_in_schema=False)
+    @app.get("/healthz", tags=["service"], responses=problems(403, 500, 503))
     async def healthz() -> Health:
         """Whether both deployments answer."""
         return Health(status="ok", model_version=(await service.health()).version)
 
-    @app.get("/metrics", tags=["service"], response_class=Response)
+    @app.head("/metrics", include_in_schema=False)
+    @app.get(
+        "/metrics", tags=["service"], responses=problems(403, 404, 500) | answered_as("text/plain"), response_class=Response
+    )
     async def metrics() -> Response:
         """Counters of the replica that answers, in Prometheus' text form; only where there are no API keys."""
         if access.keys is not None:  # they name the tenants
@@ -230,6 +212,8 @@ def create_http_app(service: ClassifierService, access: Access | None = None) ->
 
     for path, name in PAGES.items():
         _add_page(app, path, WEB / name)
+    if access.keys is not None:
+        describe_keys(app.openapi(), open_paths=OPEN_PATHS)
     return app
 
 
@@ -282,4 +266,4 @@ def _add_page(app: FastAPI, path: str, file: Path) -> None:
     async def page() -> Response:
         return FileResponse(file, headers={"cache-control": "no-cache"})
 
-    app.add_api_route(path, page, methods=["GET"], include_in_schema=False)
+    app.add_api_route(path, page, methods=["GET", "HEAD"], include_in_schema=False)

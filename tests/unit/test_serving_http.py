@@ -186,8 +186,13 @@ def test_queries_and_paths_are_checked(config: ServingConfig) -> None:
             check_problem(await local.http.delete(f"/v1/tasks/{unknown}"), 404)
             check_problem(await local.http.get(f"/v1/tasks/{unknown}/export"), 404)
             check_problem(await local.http.post(f"/v1/tasks/{unknown}/classify", content=picture(0)), 404)
-        check_problem(await local.http.get("/nothing"), 404)
-        check_problem(await local.http.put("/v1/tasks"), 405)
+        for nothing in ("/nothing", "/docs"):
+            assert "/openapi.json" in check_problem(await local.http.get(nothing), 404)["detail"]
+        wrong = await local.http.put("/v1/tasks")
+        assert "'/v1/tasks' takes GET, HEAD, POST, not PUT" in check_problem(wrong, 405)["detail"]
+        assert wrong.headers["allow"] == "GET, HEAD, POST"
+        for path in ("/", "/healthz", "/v1/models", f"/v1/tasks/{task}"):
+            assert (await local.http.head(path)).status_code == 200, path
         for texts in ([], [" "], ["a"] * 5, ["word " * 90]):
             check_problem(await local.http.post("/v1/embed/text", json={"texts": texts}), 422)
 
@@ -329,7 +334,14 @@ def test_openapi_shows_every_call_with_its_body(config: ServingConfig) -> None:
         task = paths["/v1/tasks"]["post"]["requestBody"]["content"]["application/json"]["schema"]
         assert set(task["properties"]) == {"labels", "templates", "pinned_version"}
         assert "multipart/form-data" in paths["/v1/classify"]["post"]["requestBody"]["content"]
-        assert "application/problem+json" in paths["/v1/tasks"]["post"]["responses"]["422"]["content"]
-        assert "application/problem+json" in paths["/v1/tasks/{task_id}"]["get"]["responses"]["404"]["content"]
+        for path, calls in paths.items():
+            for answers in (call["responses"] for call in calls.values()):
+                refusals = {status: set(answer["content"]) for status, answer in answers.items() if int(status) >= 400}
+                assert "500" in refusals and set().union(*refusals.values()) == {"application/problem+json"}
+                assert ("404" in refusals) == ("{task_id}" in path or path == "/metrics")
+        assert set(paths["/healthz"]["get"]["responses"]) == {"200", "403", "500", "503"}
+        assert "409" in paths["/v1/tasks"]["post"]["responses"]
+        assert list(paths["/v1/tasks/{task_id}/export"]["get"]["responses"]["200"]["content"]) == ["application/zip"]
+        assert list(paths["/metrics"]["get"]["responses"]["200"]["content"]) == ["text/plain"]
 
     play(config, scenario)

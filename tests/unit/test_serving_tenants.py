@@ -65,6 +65,11 @@ def test_a_key_is_asked_for_and_nothing_is_told_without_one(config: ServingConfi
         check_problem(await local.http.get("/v1/models", headers={"authorization": "Bearer " + "k" * 100_000}), 401)
         for path in ("/healthz", "/", "/app.js", "/openapi.json"):
             assert (await local.http.get(path)).status_code == 200, path
+        document = (await local.http.get("/openapi.json")).json()
+        assert set(document["components"]["securitySchemes"]) == {name for way in document["security"] for name in way}
+        assert (
+            document["paths"]["/healthz"]["get"]["security"] == [] and "security" not in document["paths"]["/v1/models"]["get"]
+        )
         check_problem(await local.http.get("/metrics"), 404)  # it names the tenants
         check_problem(await local.http.get("/metrics", headers=bearer("ant")), 404)
         for headers in (bearer("ant"), {"x-api-key": KEYS["ant"]}, {"Authorization": f"bearer {KEYS['ant']}"}):
