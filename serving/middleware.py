@@ -190,7 +190,8 @@ class Admission:
             detail = f"{account.in_flight} requests of this tenant are being worked on, as many as it may have at once"
             return self._shed("tenant_busy", detail)
         if wait := account.request_wait_s():
-            return self._shed("rate_limited", "more requests a second than this tenant may make", wait)
+            rate = account.requests.rate if account.requests else 0
+            return self._shed("rate_limited", f"more than the {rate:g} requests a second that this tenant may make", wait)
         return None
 
     def _shed(self, reason: str, detail: str, wait_s: int = 0) -> ProblemError:

@@ -1,17 +1,19 @@
 """Errors as `application/problem+json` (RFC 9457)."""
 
 import logging
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
+from infra.config import did_you_mean
 from infra.errors import BadInputError, HyperClipError
 from serving.messages import Refused
 from serving.schemas import Problem
@@ -64,14 +66,21 @@ def problem_response(error: ProblemError, scope: MutableMapping[str, Any] | None
     return JSONResponse(body, status_code=error.problem.status, headers=error.headers, media_type=MEDIA_TYPE)
 
 
-def invalid_body(error: ValidationError) -> ProblemError:
-    """What is wrong with a JSON body, place by place; what was sent is not repeated."""
+def invalid_body(error: ValidationError, *, known: Iterable[str]) -> ProblemError:
+    """What is wrong with a JSON body that has known fields, place by place; what was sent is not repeated."""
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     if any(found["type"] == "json_invalid" for found in problems):
         return ProblemError(400, "malformed_json", f"the body is not valid JSON: {problems[0]['msg']}")
-    places = [{"place": ".".join(map(str, found["loc"])), "message": found["msg"]} for found in problems[:MAX_ERRORS]]
-    listed = "; ".join(f"{found['place']}: {found['message']}" for found in places[:3])
-    return ProblemError(422, "invalid_request", f"{len(problems)} problem(s): {listed}", errors=places)
+    places = [{"place": ".".join(map(str, found["loc"])), "message": _message(found, known)} for found in problems[:MAX_ERRORS]]
+    listed = "; ".join(f"{found['place'] or 'the body'}: {found['message']}" for found in places[:3])
+    first = f"{len(problems)} problems, the first three: " if len(problems) > 3 else ""
+    return ProblemError(422, "invalid_request", first + listed, errors=places)
+
+
+def _message(found: ErrorDetails, known: Iterable[str]) -> str:
+    if found["type"] != "extra_forbidden":
+        return found["msg"]
+    return "there is no such field" + did_you_mean(str(found["loc"][-1])[:60], known)
 
 
 def install_problem_handlers(app: FastAPI) -> None:

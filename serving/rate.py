@@ -19,7 +19,8 @@ class TokenBucket:
     debt is paid by those that come after it, so that no single call is too large to ever pass."""
 
     def __init__(self, rate: float, *, burst_s: float, clock: Clock = time.monotonic) -> None:
-        self._rate = rate
+        self.rate = rate
+        """Tokens a second, of all replicas together."""
         self._burst_s = burst_s
         self._clock = clock
         self._share = 1.0
@@ -28,7 +29,7 @@ class TokenBucket:
 
     @property
     def _capacity(self) -> float:
-        return max(1.0, self._rate * self._share * self._burst_s)
+        return max(1.0, self.rate * self._share * self._burst_s)
 
     def set_share(self, share: float) -> None:
         """Of the rate, from now on."""
@@ -39,7 +40,7 @@ class TokenBucket:
     def wait_s(self) -> float:
         """Seconds until a call may pass; 0 when it may now."""
         self._refill()
-        return 0.0 if self._tokens >= 1 else (1 - self._tokens) / (self._rate * self._share)
+        return 0.0 if self._tokens >= 1 else (1 - self._tokens) / (self.rate * self._share)
 
     def take(self, tokens: float) -> None:
         self._refill()
@@ -47,7 +48,7 @@ class TokenBucket:
 
     def _refill(self) -> None:
         now = self._clock()
-        self._tokens = min(self._capacity, self._tokens + (now - self._updated) * self._rate * self._share)
+        self._tokens = min(self._capacity, self._tokens + (now - self._updated) * self.rate * self._share)
         self._updated = now
 
 

@@ -49,7 +49,7 @@ async def read_json(request: Request, model: type[Body], limits: ServingLimits) 
             return model.model_validate_json(body)
         return await asyncio.to_thread(model.model_validate_json, body)  # the event loop has others to answer
     except ValidationError as error:
-        raise invalid_body(error) from error
+        raise invalid_body(error, known=model.model_fields) from error
 
 
 async def _body(request: Request, *, most: int) -> bytes:
@@ -115,6 +115,9 @@ async def read_form(request: Request, limits: ServingLimits, *, allowed: tuple[s
     except (MultiPartException, KeyError, UnicodeError) as error:
         unusable = f"a part of it has no usable header or text ({error!r})"
         detail = error.message if isinstance(error, MultiPartException) else unusable
+        if detail.startswith("Too many files"):  # it names what we gave it, one more than allowed
+            most = f"more pictures than the {limits.max_images} that are allowed in one call"
+            raise ProblemError(422, "too_many_images", most) from error
         raise ProblemError(400, "malformed_form", f"the multipart form cannot be read: {detail}") from error
     charge_images(request, len(images), limits)
     return Form(fields, images)
@@ -182,7 +185,8 @@ def charge_images(request: Request, count: int, limits: ServingLimits) -> None:
         return
     if wait := account.images_wait_s(count):
         headers = {"retry-after": str(max(wait, limits.retry_after_s))}
-        detail = "more pictures a second than this tenant may send; wait and try again"
+        rate = account.images.rate
+        detail = f"more than the {rate:g} pictures a second that this tenant may send; wait and try again"
         raise ProblemError(429, "images_limited", detail, headers=headers)
     metrics.tenant_images.labels(account.name).inc(count)
 

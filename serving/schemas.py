@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 
 from infra.config import StrictModel
 from training.none_of_these import NoneOfThese
@@ -25,7 +25,12 @@ class TaskRequest(WireModel):
     templates: tuple[str, ...] | None = Field(default=None, examples=[["a photo of a {}"]])
     """Texts with one `{}` for the name; the model's own when absent."""
     pinned_version: str | None = None
-    """Model version this task stays with; it follows the champion when absent."""
+    """Model version this task stays with, as text or as a whole number; it follows the champion when absent."""
+
+    @field_validator("pinned_version", mode="before")
+    @classmethod
+    def _version_as_text(cls, version: object) -> object:
+        return str(version) if type(version) is int and abs(version) < 10**9 else version
 
 
 class TextRequest(WireModel):

@@ -101,6 +101,7 @@ def test_a_tenant_that_asks_too_much_is_told_when_to_come_back(config: ServingCo
         get = [await local.http.get("/v1/models", headers=bearer("ant")) for _ in range(4)]
         assert [response.status_code for response in get] == [200, 200, 429, 429]
         assert check_problem(get[2], 429)["type"].endswith(":rate_limited")
+        assert " a second that this tenant may make" in get[2].json()["detail"]
         assert int(get[2].headers["retry-after"]) >= 5
         assert (await local.http.get("/v1/models", headers=bearer("bee"))).status_code == 200
         send = [
