@@ -45,6 +45,7 @@ async function submit(event) {
     await ask(asked, pictures, running.signal);
   } catch (error) {
     say(error.message, true);
+    if (error.field) $(error.field).focus();
   } finally {
     setRunning(null);
   }
