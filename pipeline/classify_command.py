@@ -25,6 +25,7 @@ from pipeline.model_commands import (
     labels_of,
     opened,
 )
+from pipeline.picture_files import Unreadable, picture_files
 
 if TYPE_CHECKING:
     from pipeline.classify_output import Result
@@ -75,8 +76,6 @@ def classify(
     config: RunConfigPath = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    from pipeline.classify import Unreadable, picture_files
-
     if as_json and form not in ("table", "ndjson"):
         raise BadInputError(f"--json is --format ndjson, and --format {form} is asked for")
     form = "ndjson" if as_json else form

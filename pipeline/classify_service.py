@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from infra.errors import BadInputError, HyperClipError
-from pipeline.classify import Classified, Prediction, Unreadable, read_bytes
+from pipeline.picture_files import Classified, Prediction, Unreadable, read_bytes
 from serving.client import ServiceError, ServingClient
 from serving.schemas import StreamLine
 
