@@ -17,6 +17,7 @@ from serving.schemas import ModelInfo, Prediction
 from training.bundle import Bundle
 from training.per_image import PerImageEncoder
 from training.preprocess import square_pixels
+from training.shipped import note_of
 from training.specialize import SpecializedEncoder
 
 
@@ -157,4 +158,5 @@ def model_info(bundle: Bundle, *, name: str, version: str) -> ModelInfo:
         templates=bundle.templates,
         metrics=bundle.metrics,
         none_of_these=bundle.none_of_these,
+        note=note_of(bundle.digest),
     )
