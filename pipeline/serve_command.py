@@ -2,6 +2,8 @@
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -12,6 +14,7 @@ from infra.cluster import ClusterConfig, connected
 from infra.config import StrictModel, parse_config
 from infra.errors import BadInputError
 from pipeline.console import out
+from pipeline.pasteable import pasteable
 from pipeline.run_command import Overrides
 
 if TYPE_CHECKING:
@@ -34,27 +37,73 @@ class _Meant(NamedTuple):
 
 def serve(config: ConfigPathOrNone = None, overrides: Overrides = None) -> None:
     """Serve the champion of a run over HTTP, with a page to try it on, until Ctrl-C; without CONFIG the shipped model."""
+    with _ended_by_signals() as stop:
+        _serve(stop, config, overrides or [])
+
+
+def _serve(stop: "_Stop", config: Path | None, overrides: list[str]) -> None:
     from serving.switches import switch_on
 
     switch_on()  # before Ray Serve is imported
+    out.print("Loading Ray and torch …")  # which takes seconds
     from serving.launch import PortTakenError, checked_access, checked_port, running
 
-    meant = _shipped(overrides or ()) if config is None else _champion(config, overrides or ())
+    meant = _shipped(overrides) if config is None else _champion(config, overrides)
     checked_access(meant.serving)
     host, port = meant.serving.host, meant.serving.port
     try:
         checked_port(host, port)  # before Ray is started for nothing
     except PortTakenError as error:
         raise BadInputError(f"{error}; choose another: --set serving.port={port + 1}") from error
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    if config is not None:
+        _check_run_is_here(config, meant.serving)
     out.print(escape(meant.said))
-    with connected(meant.cluster), running(meant.serving) as base_url:
+    with ExitStack() as parts:
+        own = meant.cluster.address == "local"
+        out.print("Starting Ray …" if own else f"Connecting to Ray at {escape(meant.cluster.address)} …")
+        parts.enter_context(connected(meant.cluster))
+        out.print("Loading the model in every replica …")
+        base_url = parts.enter_context(running(meant.serving))
+        stop.started()
         out.print(f"Serving on {base_url}  (page: {base_url}/, interface: {base_url}/openapi.json).  Ctrl-C ends it.")
-        stop.wait()
-        out.print("Stopping …")
+        stop.asked.wait()
     out.print("Stopped.")
+
+
+class _Stop:
+    """What Ctrl-C and SIGTERM do: during the start they break it off, later they end the wait; said at once, and heard once.
+
+    What is being ended is not to be cut off by a second one: it would leave processes of Ray behind.
+    """
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self._starting = True
+
+    def __call__(self, *_: object) -> None:
+        if self.asked.is_set():
+            return
+        self.asked.set()
+        out.print("Stopping …")
+        if self._starting:
+            raise KeyboardInterrupt
+
+    def started(self) -> None:
+        """Raises KeyboardInterrupt where the start has swallowed the one that was to break it off."""
+        self._starting = False
+        if self.asked.is_set():
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[_Stop]:
+    stop = _Stop()
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def serve_key(
@@ -75,7 +124,7 @@ def serve_key(
     out.print(escape(f'- {{name: {tenant}, key_sha256: ["{digest}"]}}'), soft_wrap=True)
 
 
-def _champion(config: Path, overrides: list[str] | tuple[str, ...]) -> _Meant:
+def _champion(config: Path, overrides: list[str]) -> _Meant:
     from infra.model_registry import CHAMPION
     from pipeline.config import load_run_config
     from pipeline.showcase_steps import serving_config
@@ -84,7 +133,17 @@ def _champion(config: Path, overrides: list[str] | tuple[str, ...]) -> _Meant:
     return _Meant(f"Starting the champion of {settings.name} …", settings.cluster, serving_config(settings, alias=CHAMPION))
 
 
-def _shipped(overrides: list[str] | tuple[str, ...]) -> _Meant:
+def _check_run_is_here(config: Path, serving: "ServingConfig") -> None:
+    """Raises BadInputError where the database of the run is missing: MLflow would make an empty one."""
+    uri = serving.tracking.uri if serving.tracking else ""
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        raise BadInputError(
+            f"there is no model of this run: no MLflow database at {uri}.  Make one first with "
+            f"`{pasteable('hyperclip', 'run', str(config))}`, or call this from the folder in which that was done"
+        )
+
+
+def _shipped(overrides: list[str]) -> _Meant:
     from pipeline.model_source import shipped_model_is_used
     from serving.config import ServiceSettings, ServingConfig
     from training.shipped import shipped_model_folder, shipped_model_name

@@ -1,4 +1,4 @@
-"""What a task may hold.  Without torch: the settings of the service and the command line read these before anything is computed."""
+"""What a task may hold.  Without torch: settings and the command line read it before anything is computed."""
 
 MAX_SET_SIZE = 10_000
 """Class names of one set."""

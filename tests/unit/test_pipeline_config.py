@@ -203,6 +203,14 @@ def test_serve_says_at_once_that_its_port_is_taken_and_how_to_choose_another() -
     assert says in str(refused.exception)
 
 
+def test_serve_without_a_run_makes_nothing_and_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused = CliRunner().invoke(app, ["serve", str(QUICKSTART), "--set", "serving.port=0"])
+    assert isinstance(refused.exception, BadInputError)
+    assert "run " in str(refused.exception) and "the folder in which that was done" in str(refused.exception)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_version_is_shown() -> None:
     assert CliRunner().invoke(app, ["--version"]).output.startswith("hyperclip 0.")
 
