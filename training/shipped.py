@@ -12,7 +12,7 @@ from training.bundle import BUNDLE_NAME, BundleConfig, read_bundle_manifest
 MODEL_PAGE = "docs/model.md"
 EVALUATION_NAME, NOTICE_NAME = "evaluation.json", "NOTICE"
 """Beside the bundle: what `hyperclip evaluate` said of it, where that is there; the licences of what it was trained on."""
-NOTE = "It knows drawings, such as emoji and icons, not photographs: there its answer is a guess, however high the score."
+NOTE = "It knows drawings (emoji, icons), not photographs: on a photograph its answer is a guess, however high the score."
 """What its model card says first of its limits."""
 MAX_BYTES = 25_000_000
 """Of the whole folder: it travels with every clone, wheel and image."""
