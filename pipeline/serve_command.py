@@ -1,6 +1,7 @@
 """`hyperclip serve`: the champion of a run, or the shipped model, over HTTP until Ctrl-C."""
 
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -84,7 +85,6 @@ class _Stop:
         if self.asked.is_set():
             return
         self.asked.set()
-        out.print("Stopping …")
         if self._starting:
             raise KeyboardInterrupt
 
@@ -99,15 +99,36 @@ class _Stop:
 def _ended_by_signals() -> Iterator[_Stop]:
     stop = _Stop()
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    fd_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    saying = threading.Thread(target=_say_once_woken, args=(reader,), daemon=True)
+    saying.start()
     try:
         yield stop
     finally:
+        signal.set_wakeup_fd(fd_before)
         for number, handler in before.items():
             signal.signal(number, handler)
+        writer.close()
+        saying.join()
+        reader.close()
+
+
+def _say_once_woken(reader: socket.socket) -> None:
+    """In a thread: the start of Ray keeps the main one, in which Python handles signals, for seconds."""
+    if reader.recv(1):
+        out.print("Stopping …")
 
 
 def serve_key(
-    tenant: Annotated[str, typer.Argument(help="Name of the tenant: small letters, digits, - and _", metavar="TENANT")],
+    tenant: Annotated[
+        str,
+        typer.Argument(
+            help="Name of the tenant: at most 63 small letters, digits, - and _, with a letter or a digit first",
+            metavar="TENANT",
+        ),
+    ],
 ) -> None:
     """Make an API key for a tenant of the service.  It is shown once; the service is given its hash alone."""
     from pydantic import ValidationError
@@ -117,8 +138,11 @@ def serve_key(
     key, digest = new_key()
     try:
         TenantConfig(name=tenant, key_sha256=(digest,))
-    except ValidationError as error:
-        raise BadInputError(f"{tenant!r} cannot be the name of a tenant: {error.errors()[0]['msg']}") from None
+    except ValidationError:
+        raise BadInputError(
+            f"{tenant!r} cannot be the name of a tenant: 1 to 63 of a-z, 0-9, - and _, beginning with a letter or a digit, "
+            "such as acme-corp"
+        ) from None
     out.print(f"Key, for the caller; it is not kept anywhere:\n{key}\n", soft_wrap=True)
     out.print(f"For serving.tenants, or the environment variable {TENANTS_VARIABLE}:", soft_wrap=True)
     out.print(escape(f'- {{name: {tenant}, key_sha256: ["{digest}"]}}'), soft_wrap=True)
