@@ -25,7 +25,7 @@ from pipeline.model_commands import (
     labels_of,
     opened,
 )
-from pipeline.picture_files import Unreadable, picture_files
+from pipeline.picture_files import SUFFIXES, Unreadable, picture_files
 
 if TYPE_CHECKING:
     from pipeline.classify_output import Result
@@ -56,7 +56,11 @@ read or the labels cannot be used. A service that wants a key gets the one in th
 
 def classify(
     images: Annotated[
-        list[Path], typer.Argument(help="JPEG, PNG or WebP files, or folders, with all below them", metavar="IMAGE...")
+        list[Path],
+        typer.Argument(
+            help=f"JPEG, PNG or WebP files, or folders, with all below them that end in {', '.join(SUFFIXES)}",
+            metavar="IMAGE...",
+        ),
     ],
     labels: LabelsOrNone = None,
     model: Model = None,

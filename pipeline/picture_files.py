@@ -5,7 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from infra.errors import BadInputError
+from pipeline.console import err
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 """What is taken from a folder; a file that is named itself may be called anything."""
@@ -55,9 +58,13 @@ def picture_files(paths: Iterable[Path]) -> list[Path]:
         if not path.is_dir():
             files.append(path)
             continue
-        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        everything = sorted(file for file in path.rglob("*") if file.is_file())
+        inside = [file for file in everything if file.suffix.lower() in SUFFIXES]
         if not inside:
             raise BadInputError(f"folder {path} holds no file that ends in {', '.join(SUFFIXES)}")
+        if left_out := len(everything) - len(inside):
+            counted = "1 file, which does" if left_out == 1 else f"{left_out:,} files, which do"
+            err.print(f"[dim]{escape(str(path))}: without {counted} not end in {', '.join(SUFFIXES)}[/]")
         files += inside
     return files
 
