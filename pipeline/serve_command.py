@@ -1,5 +1,6 @@
 """`hyperclip serve`: the champion of a run, or the shipped model, over HTTP until Ctrl-C."""
 
+import logging
 import signal
 import socket
 import threading
@@ -20,6 +21,8 @@ from pipeline.run_command import Overrides
 
 if TYPE_CHECKING:
     from serving.config import ServingConfig
+
+logger = logging.getLogger(__name__)
 
 TASKS_OF_SHIPPED = Path("~/.cache/hyperclip/tasks")
 """Beside the models that services have fetched; a run keeps its tasks in its workspace."""
@@ -67,8 +70,25 @@ def _serve(stop: "_Stop", config: Path | None, overrides: list[str]) -> None:
         base_url = parts.enter_context(running(meant.serving))
         stop.started()
         out.print(f"Serving on {base_url}  (page: {base_url}/, interface: {base_url}/openapi.json).  Ctrl-C ends it.")
-        stop.asked.wait()
+        _wait(stop.asked, meant.serving)
     out.print("Stopped.")
+
+
+def _wait(stopped: threading.Event, config: "ServingConfig") -> None:
+    """Until it is stopped, with a line for each model version that the service takes or refuses meanwhile."""
+    from serving.rollout.state import RolloutState, StateFile, what_changed
+
+    known: RolloutState | None = None
+    while not stopped.wait(config.rollout.poll_interval_s if config.follows else None):
+        try:
+            state = StateFile(config).read()
+        except Exception as error:  # the store may be away for a while: the service knows what to do then
+            logger.debug("the state of the rollout cannot be read: %r", error)
+            continue
+        if known is not None and state is not None:
+            for line in what_changed(known, state):
+                out.print(escape(line))
+        known = state or known
 
 
 class _Stop:
