@@ -120,7 +120,7 @@ class ImageEncoderEngine:
     def _encode(self, items: Sequence[EncodeItem]) -> Tensor:
         """(B, D).  A GPU gets few sizes of batch only, as each new one makes cuDNN choose anew for every convolution."""
         missing = padded_size(len(items)) - len(items) if self._few_sizes else 0
-        padded = [*items, *items[:1] * missing]
+        padded = [*items, *([items[0]] * missing)]
         rows = [self._neutral if item.parameters is None else item.parameters.parameters for item in padded]
         features: Tensor = self._encoder(self.normalized([item.image for item in padded]), torch.stack(rows))
         return features[: len(items)]
