@@ -9,7 +9,8 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Literal
 
 from pydantic import PositiveInt
@@ -71,6 +72,9 @@ def connected(config: ClusterConfig) -> Iterator[None]:
             runtime_env={"env_vars": WORKER_ENVIRONMENT | _switches_of_serve()},
             configure_logging=False,
         )
+    except KeyboardInterrupt:
+        ray.shutdown()
+        raise
     except Exception as error:  # Ray raises a plain one where its processes are not up in time
         ray.shutdown()
         what = (
@@ -80,6 +84,8 @@ def connected(config: ClusterConfig) -> Iterator[None]:
         )
         hint = "Is the machine busy, or short of memory? Run it again, it goes on where it was" if own else "Is it running?"
         raise ClusterError(f"{what}: {str(error) or type(error).__name__}. {hint}") from error
+    finally:
+        _close_token_file()
     in_main_thread = threading.current_thread() is threading.main_thread()
     if in_main_thread:  # Ray's own ends with a dump of the stack, and without a word to those who wait
         signal.signal(signal.SIGTERM, signal.default_int_handler if handler == signal.SIG_DFL else handler)
@@ -89,6 +95,12 @@ def connected(config: ClusterConfig) -> Iterator[None]:
         ray.shutdown()
         if in_main_thread:
             signal.signal(signal.SIGTERM, handler)
+
+
+def _close_token_file() -> None:
+    """Ray writes its token, with which anyone can run code on its clusters, as a file that every user of the machine reads."""
+    with suppress(OSError):  # none there, or another user's
+        (Path.home() / ".ray" / "auth_token").chmod(0o600)
 
 
 def _switches_of_serve() -> dict[str, str]:

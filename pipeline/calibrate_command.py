@@ -17,7 +17,8 @@ Fit how a model says "none of these", on pictures with names, and keep it beside
 
 [bold]hyperclip calibrate my-bundle --dataset held-out.parquet[/]
 
-Half of the names are fitted on, the other half measured on. The answers of hyperclip classify and of a service then carry
+It goes over the tasks twice, which is why the progress starts again: half of the names are fitted on, then the other half
+measured on. The answers of hyperclip classify and of a service then carry
 none_of_these, a probability. It holds for pictures like those it was fitted on, so fit it on pictures like yours, which the
 model was not trained on. The model itself is not changed. A run does this by itself for the model it trains.
 """

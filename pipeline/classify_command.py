@@ -25,6 +25,7 @@ from pipeline.model_commands import (
     labels_of,
     opened,
 )
+from pipeline.picture_files import SUFFIXES, Unreadable, picture_files
 
 if TYPE_CHECKING:
     from pipeline.classify_output import Result
@@ -55,7 +56,11 @@ read or the labels cannot be used. A service that wants a key gets the one in th
 
 def classify(
     images: Annotated[
-        list[Path], typer.Argument(help="JPEG, PNG or WebP files, or folders, with all below them", metavar="IMAGE...")
+        list[Path],
+        typer.Argument(
+            help=f"JPEG, PNG or WebP files, or folders, with all below them that end in {', '.join(SUFFIXES)}",
+            metavar="IMAGE...",
+        ),
     ],
     labels: LabelsOrNone = None,
     model: Model = None,
@@ -75,8 +80,6 @@ def classify(
     config: RunConfigPath = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    from pipeline.classify import Unreadable, picture_files
-
     if as_json and form not in ("table", "ndjson"):
         raise BadInputError(f"--json is --format ndjson, and --format {form} is asked for")
     form = "ndjson" if as_json else form

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from pipeline.classify import Classified, Unreadable
 from pipeline.console import out
+from pipeline.picture_files import Classified, Unreadable
 
 Format = Literal["table", "json", "ndjson", "csv"]
 Result = Classified | Unreadable

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from infra.errors import BadInputError, HyperClipError
-from pipeline.classify import Classified, Prediction, Unreadable, read_bytes
+from pipeline.classify_command import API_KEY
+from pipeline.picture_files import Classified, Prediction, Unreadable, read_bytes
 from serving.client import ServiceError, ServingClient
 from serving.schemas import StreamLine
 
@@ -40,6 +41,8 @@ def classify_with_service(
                 yield ready.pop(waited_for)
                 waited_for += 1
     except ServiceError as error:
+        if error.status == 401:
+            raise HyperClipError(f"{error}; the key comes from the environment variable {API_KEY}") from error
         refused = error.status is not None and 400 <= error.status < 500 and error.status not in (401, 403, 429)
         raise (BadInputError if refused else HyperClipError)(str(error)) from error
     while waited_for in ready:  # files at the end that could not be read

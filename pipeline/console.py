@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
@@ -10,12 +11,13 @@ from rich.progress import Progress as Bars
 from rich.table import Column
 from rich.text import Text
 
-from pipeline.steps import Progress as OnProgress
-from pipeline.steps import State, Step, StepRecord
+if TYPE_CHECKING:  # with it comes torch, which `hyperclip --help` need not wait for
+    from pipeline.steps import Progress as OnProgress
+    from pipeline.steps import State, Step, StepRecord
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
-STATES: dict[State, str] = {
+STATES: "dict[State, str]" = {
     "done": "[green]done [/]",
     "begun": "[yellow]begun[/]",
     "to do": "to do",
@@ -31,10 +33,10 @@ FIRST_NOTE_S, LONGEST_SILENCE_S = 10.0, 600.0
 class ConsoleObserver:
     """Shows a run on standard output."""
 
-    def skipped(self, step: Step, record: StepRecord) -> None:
+    def skipped(self, step: "Step", record: "StepRecord") -> None:
         out.print(f"[green]✓[/] {escape(step.title)} [dim](done before)[/]\n    {escape(record.summary)}")
 
-    def running(self, step: Step, *, so_far: str | None) -> "ConsoleStep":
+    def running(self, step: "Step", *, so_far: str | None) -> "ConsoleStep":
         return ConsoleStep(step.title, so_far=so_far)
 
 
@@ -45,7 +47,7 @@ class ConsoleStep:
         self._notes = NoteSchedule(started=time.monotonic())
         self._bar = _StepBar(self._heading)
 
-    def __enter__(self) -> OnProgress:
+    def __enter__(self) -> "OnProgress":
         if not out.is_terminal:
             out.print(f"… {escape(self._heading)}")
         self._bar.start()
@@ -56,7 +58,7 @@ class ConsoleStep:
         if isinstance(error[1], KeyboardInterrupt):  # what was begun has to end: tell that the key was heard
             err.print(f"stopping: {escape(self._title)} …")
 
-    def finished(self, record: StepRecord) -> None:
+    def finished(self, record: "StepRecord") -> None:
         out.print(f"[green]✓[/] {escape(self._title)} [dim]({took(record)})[/]\n    {escape(record.summary)}")
 
     def _advance(self, done: int, total: int, note: str) -> None:
@@ -65,7 +67,7 @@ class ConsoleStep:
             out.print(f"    {done:,} of {total:,} {escape(note)}")
 
 
-def took(record: StepRecord) -> str:
+def took(record: "StepRecord") -> str:
     """How long a step took, and whether an attempt before did a part of it."""
     return f"{record.seconds:.0f} s" + (f", continued {record.continued}" if record.continued else "")
 

@@ -43,6 +43,7 @@ Templates = Annotated[
 
 UNCUT = 1000
 MODELS, USE = "Models", "Classifiers"
+ON_SERVICES = "Running services check it first and then take it; /v1/models of each says how far it is, or why it is refused."
 
 
 # ---- models ----------------------------------------------------------------------------------------------------------
@@ -60,7 +61,7 @@ def promote(
     from pipeline.model_source import tracker_of
 
     chosen = ModelRegistry(tracker_of(tracking_uri=tracking_uri, config=config)).promote(name, version)
-    out.print(f"{chosen.name} version {chosen.version} is the champion.")
+    out.print(f"{chosen.name} version {chosen.version} is the champion.  {ON_SERVICES}")
 
 
 @model_app.command(rich_help_panel=MODELS)
@@ -70,7 +71,7 @@ def rollback(name: ModelName, config: RunConfigPath = None, tracking_uri: Tracki
     from pipeline.model_source import tracker_of
 
     chosen = ModelRegistry(tracker_of(tracking_uri=tracking_uri, config=config)).rollback(name)
-    out.print(f"{chosen.name} version {chosen.version} is the champion again.")
+    out.print(f"{chosen.name} version {chosen.version} is the champion again.  {ON_SERVICES}")
 
 
 # ---- classifiers -----------------------------------------------------------------------------------------------------

@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from pipeline.console import STATES, ConsoleObserver, out
-from pipeline.steps import Step, StepRecord
 
 if TYPE_CHECKING:
+    from pipeline.steps import Step, StepRecord
     from pipeline.sweep_runs import Sweep, SweepRun
 
 sweep_app = typer.Typer()
@@ -91,7 +91,7 @@ def _run(sweep: "Sweep") -> None:
 class SweepConsole(ConsoleObserver):
     """A line for each run, and the steps that it does below it; what another run did before is not told again."""
 
-    def skipped(self, step: Step, record: StepRecord) -> None:
+    def skipped(self, step: "Step", record: "StepRecord") -> None:
         pass
 
     def run_done_before(self, run: "SweepRun", *, number: int, total: int) -> None:

@@ -183,6 +183,9 @@ class ServingClient:
                 if not left or response.status_code not in BUSY or error.retry_after_s is None:
                     raise error
                 time.sleep(error.retry_after_s)
+        except httpx.ConnectError as error:
+            url = str(self._http.base_url).rstrip("/")
+            raise ServiceError(f"no service answers at {url}; is it running, and is that its address?") from error
         except httpx.HTTPError as error:
             raise ServiceError(f"{method} {self._http.base_url}{path} failed: {error!r}") from error
 

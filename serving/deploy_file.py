@@ -20,10 +20,13 @@ from serving.switches import FAST
 HEADER = """\
 # The service for `serve deploy infra/serve/config.yaml` on a Ray cluster that is already there (docs/cluster.md).
 # Made by `python -m serving.deploy_file`: put your MLflow server and your bucket in, and scale the deployments as you need.
-# It listens on loopback, for the proxy that ends TLS; who may call is in the environment variable HYPERCLIP_TENANTS.
+# The model is the champion of `model_name`: put the `name` of your run's configuration there.
+# It listens on loopback, for the proxy that ends TLS.  Who may call has to be said: put `HYPERCLIP_TENANTS`, a list as
+# `hyperclip serve-key` prints it, into the environment in which Ray is started, or `tenants` into args.
 """
 EXAMPLE = ServingConfig(
     tracking=TrackingConfig(uri="https://mlflow.your-domain.example"),
+    model_name="hyperclip",
     task_store_uri="s3://your-bucket/hyperclip/tasks",
     ingress=DeploymentScale(max_replicas=4, max_ongoing_requests=256, target_ongoing_requests=32),
     hypernetwork=DeploymentScale(max_replicas=2, max_ongoing_requests=8, target_ongoing_requests=2, num_cpus=2, num_threads=2),

@@ -5,8 +5,7 @@ from typing import Annotated
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from infra.config import StrictModel
-from training.model.hypernetwork import MAX_SET_SIZE
-from training.specialize import MAX_LABEL_CHARACTERS, MAX_TEMPLATES
+from training.bounds import MAX_LABEL_CHARACTERS, MAX_SET_SIZE, MAX_TEMPLATES
 
 
 class ServingLimits(StrictModel):

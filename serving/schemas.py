@@ -198,6 +198,8 @@ class ModelInfo(WireModel):
     metrics: dict[str, float]
     none_of_these: NoneOfThese | None = None
     """How `none_of_these` comes from `score` and `match` of the best label, and how well it held on other pictures."""
+    note: str | None = None
+    """What to know before believing it; of the model that comes with the project."""
 
 
 VersionState = Literal["champion", "loaded", "loading", "refused"]

@@ -20,16 +20,14 @@ from torch import Tensor
 from infra import storage
 from infra.config import StrictModel
 from infra.errors import BadInputError, CorruptArtefactError
+from training.bounds import MAX_LABEL_CHARACTERS, MAX_SET_SIZE, MAX_TEMPLATES
 from training.bundle import Bundle
-from training.model.hypernetwork import MAX_SET_SIZE
 from training.model.parameter_delta import GroupDelta
 from training.score import Scores, class_scores
 from training.tokenizer import CONTEXT_LENGTH, END_OF_TEXT
 
 TASK_NAME = "task.json"
 ENCODER_NAME = "encoder.safetensors"
-MAX_LABEL_CHARACTERS = 300
-MAX_TEMPLATES = 100
 TEXT_BATCH = 256
 TEXTS_AT_ONCE = 16_384
 """Whose tokens are in memory together."""

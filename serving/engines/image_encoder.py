@@ -17,6 +17,7 @@ from serving.schemas import ModelInfo, Prediction
 from training.bundle import Bundle
 from training.per_image import PerImageEncoder
 from training.preprocess import square_pixels
+from training.shipped import note_of
 from training.specialize import SpecializedEncoder
 
 
@@ -119,7 +120,7 @@ class ImageEncoderEngine:
     def _encode(self, items: Sequence[EncodeItem]) -> Tensor:
         """(B, D).  A GPU gets few sizes of batch only, as each new one makes cuDNN choose anew for every convolution."""
         missing = padded_size(len(items)) - len(items) if self._few_sizes else 0
-        padded = [*items, *list(items[:1]) * missing]
+        padded = [*items, *([items[0]] * missing)]
         rows = [self._neutral if item.parameters is None else item.parameters.parameters for item in padded]
         features: Tensor = self._encoder(self.normalized([item.image for item in padded]), torch.stack(rows))
         return features[: len(items)]
@@ -157,4 +158,5 @@ def model_info(bundle: Bundle, *, name: str, version: str) -> ModelInfo:
         templates=bundle.templates,
         metrics=bundle.metrics,
         none_of_these=bundle.none_of_these,
+        note=note_of(bundle.digest),
     )

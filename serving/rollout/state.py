@@ -62,3 +62,15 @@ class StateFile:
 
     def write(self, state: RolloutState) -> None:
         storage.write_atomic(self._uri, state.model_dump_json(indent=1))
+
+
+def what_changed(before: RolloutState, after: RolloutState) -> list[str]:
+    """Lines for who watches a service: which version is served now, and which were refused."""
+    lines = [
+        f"Version {found.version} is refused, and version {after.champion.version} goes on: {found.reason}"
+        for found in after.refused
+        if found not in before.refused
+    ]
+    if after.champion != before.champion:
+        lines.append(f"Version {after.champion.version} is served now, after {before.champion.version}.")
+    return lines

@@ -45,6 +45,7 @@ async function submit(event) {
     await ask(asked, pictures, running.signal);
   } catch (error) {
     say(error.message, true);
+    if (error.field) $(error.field).focus();
   } finally {
     setRunning(null);
   }
@@ -87,6 +88,7 @@ async function ask(asked, pictures, signal) {
 function appear(answers, task) {
   made = task;
   $("empty").hidden = true;
+  $("legend").hidden = false;
   $("details").hidden = true;
   $("answers").replaceChildren(...answers.map((answer) => answer.card));
   $("results").classList.remove("old");
@@ -113,6 +115,8 @@ async function showModels() {
   try {
     const { models } = await call("/v1/models");
     $("model").textContent = models.map((model) => `${model.name}, version ${model.version} (${model.architecture})`).join("; ");
+    $("note").textContent = models[0]?.note ?? "";
+    $("note").hidden = !models[0]?.note;
     showTemplates(models[0]?.templates ?? []);
   } catch (error) {
     showTemplates([]);

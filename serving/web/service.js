@@ -10,9 +10,11 @@ const NDJSON = "application/x-ndjson";
 
 export const apiKey = () => $("key").value.trim();
 
+// The focus goes there when the field appears; later only `submit` moves it: who corrects a key may be typing names already.
 function askForKey() {
+  const appears = $("key-field").hidden;
   $("key-field").hidden = false;
-  $("key").focus();
+  if (appears) $("key").focus();
 }
 
 async function respond(path, { headers = {}, signal, ...options } = {}) {
@@ -36,7 +38,8 @@ async function respond(path, { headers = {}, signal, ...options } = {}) {
   const body = await response.json().catch(() => null); // a proxy's page, or a connection that broke in the middle
   if (response.status === 401) {
     askForKey();
-    throw new Error(key ? "The service does not know this API key." : "This service wants an API key.");
+    const fault = key ? "The service does not know this API key." : "This service wants an API key.";
+    throw Object.assign(new Error(fault), { field: "key" });
   }
   throw new Error(body?.detail ?? `The service answered ${response.status}.`);
 }

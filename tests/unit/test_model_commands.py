@@ -1,6 +1,7 @@
 """`hyperclip specialize`, `classify` and `export` on a bundle folder, as a user calls them."""
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from typer.testing import CliRunner, Result
 
 from infra.errors import BadInputError, CorruptArtefactError, HyperClipError
 from pipeline.cli import app
+from pipeline.picture_files import picture_files
 from tests.unit.serving_helpers import make_bundle, picture
 
 
@@ -92,6 +94,22 @@ def test_a_folder_stands_for_its_pictures_however_many(model: str, tmp_path: Pat
             if "predictions" in line:
                 assert line["predictions"][0]["label"] == alone["label"]
                 assert line["predictions"][0]["score"] == pytest.approx(alone["score"], abs=1e-5)  # batches round otherwise
+
+
+def test_what_a_folder_holds_beside_pictures_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("photo.png", "moving.gif", "old.bmp"):
+        (tmp_path / name).write_bytes(b"")
+    assert picture_files([tmp_path]) == [tmp_path / "photo.png"]
+    assert "without 2 files, which do not end in .jpg, .jpeg, .png, .webp" in capsys.readouterr().err
+
+
+def test_a_service_that_is_not_there_and_a_name_of_no_tenant(photo: str) -> None:
+    with socket.socket() as nobody_listens:
+        nobody_listens.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{nobody_listens.getsockname()[1]}"
+        error = refused("classify", photo, "--labels", "cat,dog", "--service", url)
+    assert isinstance(error, HyperClipError) and str(error).startswith(f"no service answers at {url}; is it running")
+    assert "a-z, 0-9, - and _" in str(refused("serve-key", "Acme Corp"))
 
 
 def test_what_is_wrong_is_named(model: str, photo: str, tmp_path: Path) -> None:

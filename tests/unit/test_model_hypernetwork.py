@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from training.model.hypernetwork import MAX_SET_SIZE, Hypernetwork, HypernetworkConfig
+from training.bounds import MAX_SET_SIZE
+from training.model.hypernetwork import Hypernetwork, HypernetworkConfig
 
 
 def hypernetwork(basis: int | None = None, *, zero_mean: bool = False) -> Hypernetwork:

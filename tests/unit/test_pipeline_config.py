@@ -1,7 +1,9 @@
 """Run configurations and the addresses of steps."""
 
+import contextlib
 import json
 import re
+import signal
 import socket
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from infra.errors import BadInputError
 from pipeline.cli import app
 from pipeline.config import DatasetConfig, RunConfig, load_run_config
 from pipeline.runner import plan
+from pipeline.serve_command import _ended_by_signals
 from pipeline.settings import list_settings
 from pipeline.steps import StepRecord
 
@@ -201,6 +204,31 @@ def test_serve_says_at_once_that_its_port_is_taken_and_how_to_choose_another() -
     assert isinstance(refused.exception, BadInputError)
     says = f"cannot listen on 127.0.0.1 port {port}: Address already in use; choose another: --set serving.port={port + 1}"
     assert says in str(refused.exception)
+
+
+def test_serve_without_a_run_makes_nothing_and_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused = CliRunner().invoke(app, ["serve", str(QUICKSTART), "--set", "serving.port=0"])
+    assert isinstance(refused.exception, BadInputError)
+    assert "run " in str(refused.exception) and "the folder in which that was done" in str(refused.exception)
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_breaks_off_a_start_and_ends_what_runs_and_is_heard_once(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), _ended_by_signals():
+        signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), _ended_by_signals() as stop:
+        with contextlib.suppress(KeyboardInterrupt):  # as a callback of some library may
+            signal.raise_signal(signal.SIGTERM)
+        stop.started()
+    with _ended_by_signals() as stop:
+        stop.started()
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert stop.asked.is_set()
+    assert capsys.readouterr().out == "Stopping …\n" * 3
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_the_version_is_shown() -> None:

@@ -2,6 +2,8 @@
 
 import io
 import itertools
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
@@ -65,3 +67,8 @@ def test_an_interrupted_step_says_at_once_that_the_key_was_heard(
     with pytest.raises(KeyboardInterrupt), ConsoleStep("Train the model", so_far=None):
         raise KeyboardInterrupt
     assert capsys.readouterr().err == "stopping: Train the model …\n"
+
+
+def test_help_does_not_wait_for_torch_or_ray() -> None:
+    code = "import sys, pipeline.cli, serving.tenants; print(sorted({'torch', 'ray', 'mlflow', 'timm'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -1,6 +1,7 @@
 """The rollout without Ray and without a registry: when the champion changes, and when it must not."""
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from serving.model_source import ServedModel, identity
 from serving.rollout.controller import KEPT_S, Rollout
 from serving.rollout.plan import Part, Plan, Report, TaskKey, Usage
 from serving.rollout.replicas import MIN_ALIVE_S
-from serving.rollout.state import RolloutState
+from serving.rollout.state import RolloutState, what_changed
 from serving.schemas import ModelInfo
 
 TASK = TaskKey("default", "a" * 52)
@@ -179,6 +180,12 @@ def test_a_refused_version_is_tried_again_when_somebody_decides_anew() -> None:
         await world.promote("2")
         await world.all_hold("1", "2")
         assert world.champion == "2"
+        told = [line for before, after in itertools.pairwise(world.saved) for line in what_changed(before, after)]
+        assert told == ["Version 2 is served now, after 1."]
+        assert what_changed(world.saved[-1], world.saved[0]) == [
+            "Version 2 is refused, and version 1 goes on: model.safetensors missing",
+            "Version 1 is served now, after 2.",
+        ]
 
     play(scenario)
 

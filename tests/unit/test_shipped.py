@@ -22,6 +22,7 @@ from pipeline.model_page import PAGE_PATH, figures, write_model_page
 from pipeline.ship import ship
 from pipeline.trained_on import TrainedOn, read_trained_on
 from serving.config import ServingConfig
+from serving.engines.image_encoder import model_info
 from tests.evaluation_results import family_result, zero_shot_result
 from tests.unit.model_helpers import make_bundle, picture_bytes, trained_like
 from tests.unit.serving_helpers import LocalService, picture, play
@@ -29,7 +30,7 @@ from training.bundle import load_bundle, read_bundle_manifest, save_bundle
 from training.evaluation.result import ZeroShotResult
 from training.model.registry import hyperclip_test
 from training.preprocess import PreprocessConfig
-from training.shipped import EVALUATION_NAME, MAX_BYTES, NOTICE_NAME, shipped_model_folder, shipped_model_name
+from training.shipped import EVALUATION_NAME, MAX_BYTES, NOTICE_NAME, note_of, shipped_model_folder, shipped_model_name
 
 # ---- the one that is there -------------------------------------------------------------------------------------------
 
@@ -41,6 +42,8 @@ def test_it_is_whole_small_and_a_hyperclip() -> None:
     assert bundle.model.config.name == shipped_model_name()
     assert bundle.model.hypernetwork is not None
     assert "drawings, not photographs" in (folder / "README.md").read_text()
+    note = model_info(bundle, name="shipped-model", version="1").note
+    assert note is not None and "not photographs" in note and note_of("0" * 64) is None
     assert "licensed under the Apache License 2.0" in (folder / NOTICE_NAME).read_text()
 
 

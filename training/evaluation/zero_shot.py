@@ -13,6 +13,7 @@ from torch import Tensor
 
 from infra.config import StrictModel, content_hash
 from infra.errors import BadInputError
+from training.bounds import MAX_SET_SIZE
 from training.bundle import Bundle
 from training.evaluation.arms import READ_AS_DEPLOYED, Arm, free_tricks
 from training.evaluation.evaluation_set import OBJECT, EvaluationSet, ReadingConfig
@@ -21,7 +22,6 @@ from training.evaluation.model_on_set import ModelOnSet, best_names
 from training.evaluation.result import ShownPrediction, SkippedFamily, ZeroShotResult
 from training.evaluation.retrieval import retrieval_result
 from training.evaluation.tasks import TaskFamily, TaskKind, draw_tasks, reread
-from training.model.hypernetwork import MAX_SET_SIZE
 from training.preprocess import PreprocessConfig
 
 Progress = Callable[[int, int], None]

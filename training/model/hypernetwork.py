@@ -22,9 +22,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from training.bounds import MAX_SET_SIZE
 from training.model.text_encoder import Transformer
 
-MAX_SET_SIZE = 10_000
 MEAN_SHARE = 0.05
 """Of a batch's sets in the running mean of the codes."""
 
