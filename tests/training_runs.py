@@ -11,10 +11,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from data_prep.manifest import SampleRecord, ShardEntry, ShardManifest, write_manifest
 from data_prep.sample.pictures import read_sample
 from infra.tracking import TrackingConfig
+from tests.forked import FORKED
 from training.config import TrainConfig, TrainRequest
+from training.launch import main
 
 NUM_SAMPLES, NUM_STEPS = 96, 10
 
@@ -68,14 +72,18 @@ def request_of(
     return TrainRequest(config=config, shards_uri=str(shards), output_uri=str(output), tracking=tracking, run_id=run_id)
 
 
+def write_request(request: TrainRequest) -> str:
+    file = Path(request.output_uri) / "request.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(request.model_dump_json())
+    return str(file)
+
+
 def start_worker(request: TrainRequest, log: Path) -> subprocess.Popen[bytes]:
     """One worker, as torchrun would start it; what it says goes to `log`."""
-    output = Path(request.output_uri)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "request.json").write_text(request.model_dump_json())
     with log.open("wb") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "training.launch", str(output / "request.json")],
+            [sys.executable, "-m", "training.launch", write_request(request)],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -83,10 +91,21 @@ def start_worker(request: TrainRequest, log: Path) -> subprocess.Popen[bytes]:
 
 
 def run_worker(request: TrainRequest) -> tuple[int, str]:
-    """Exit status of a worker and what it said."""
+    """Exit status of a worker, a process that has imported what it needs already, and what it said."""
     log = Path(request.output_uri).with_suffix(".log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    return start_worker(request, log).wait(), log.read_text(errors="replace")
+    process = FORKED.Process(target=_work, args=(write_request(request), log))
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode, log.read_text(errors="replace")
+
+
+def _work(request_file: str, log: Path) -> None:
+    with log.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    torch.set_num_threads(1)
+    sys.exit(main([request_file]))
 
 
 def losses(output: Path) -> list[float]:

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import training.engine
 from tests.distributed.test_objective import BATCH, global_batch
+from tests.forked import run_ranks
 from training.config import TrainConfig
 from training.engine import Engine, FullState, parameter_groups
 from training.freezing import frozen_names, is_of_deltas
@@ -140,7 +140,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What every stage made of the same batches on one rank and on two."""
     folder = tmp_path_factory.mktemp("trained")
     for world_size in (1, 2):
-        mp.spawn(_run, args=(world_size, str(folder)), nprocs=world_size)
+        run_ranks(_run, world_size, str(folder), world_size=world_size)
     return folder
 
 

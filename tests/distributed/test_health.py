@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from infra.errors import HyperClipError
+from tests.forked import run_ranks
 from tests.training_runs import write_shard
 from training.data import ShardReader
 from training.health import HealthWindow
@@ -42,7 +42,7 @@ def _worker(rank: int, folder: str) -> None:
 @pytest.mark.distributed
 def test_all_ranks_hear_the_same(tmp_path: Path) -> None:
     shards = write_shard(tmp_path / "shards", num_samples=36)
-    mp.spawn(_worker, args=(str(tmp_path),), nprocs=2)
+    run_ranks(_worker, str(tmp_path), world_size=2)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     uids = [ShardReader.open(str(shards))[index][1].uid for index in range(36)]
     for case in ("good", "loss", "gradient"):

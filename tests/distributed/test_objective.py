@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
+from tests.forked import run_ranks
 from tests.unit.model_helpers import KINDS, config_with, trained_like
 from training.conditioning_config import ConditioningConfig
 from training.distillation import Teacher
@@ -104,7 +104,7 @@ def _worker(rank: int, world_size: int, case: str, folder: str) -> None:
 )
 def test_ranks_agree_with_one_process(case: str, world_size: int, tmp_path: Path) -> None:
     expected = loss_and_gradients(0, 1, case)
-    mp.spawn(_worker, args=(world_size, case, str(tmp_path)), nprocs=world_size)
+    run_ranks(_worker, world_size, case, str(tmp_path), world_size=world_size)
     found = torch.load(tmp_path / "found.pt", weights_only=True)
     assert found.keys() == expected.keys()
     if case == "four groups":  # the one group of this batch number has its condition dropped

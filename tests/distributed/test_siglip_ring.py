@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
+from tests.forked import run_ranks
 from tests.unit.loss_helpers import FeatureBatch, assert_agrees, feature_batch, reference
 from training.exchange import deal
 from training.ring_loss import ring_siglip_loss
@@ -58,7 +58,7 @@ def _worker(rank: int, world_size: int, folder: str) -> None:
 @pytest.mark.distributed
 @pytest.mark.parametrize("world_size", [1, 2, 3])  # with 3 a block has a way of two hops
 def test_the_ring_gives_the_loss_and_gradients_of_one_process(world_size: int, tmp_path: Path) -> None:
-    mp.spawn(_worker, args=(world_size, str(tmp_path)), nprocs=world_size)
+    run_ranks(_worker, world_size, str(tmp_path), world_size=world_size)
     for groups in GROUPS:
         ranks = [torch.load(tmp_path / f"{groups}-{rank}.pt", weights_only=True) for rank in range(world_size)]
         expected = [reference(batch) for batch in batches(groups)]

@@ -1,6 +1,8 @@
 """Chaos runs, small: `make chaos` runs them in full."""
 
+import importlib
 import logging
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,19 @@ from tests.chaos import (
 from tests.chaos._hostile_pictures import KINDS
 
 pytestmark = pytest.mark.integration
+COMMANDS = sorted(path.stem for path in Path(train_kill.__file__).parent.glob("[a-z]*.py"))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_wrong_count_is_refused_before_anything_is_done(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name, "--count", "none"])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"tests.chaos.{name}").main()
+    said = capsys.readouterr()
+    assert (ended.value.code, said.out) == (2, "")
+    assert "--count" in said.err
 
 
 def test_training_killed_in_the_middle_of_a_checkpoint_ends_bit_equal(tmp_path: Path) -> None:

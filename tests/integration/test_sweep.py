@@ -14,6 +14,7 @@ import yaml
 
 from data_prep.sample.pictures import read_sample
 from infra import storage
+from infra.cluster import ClusterConfig, connected
 from infra.tracking import TrackingConfig
 from pipeline import cli
 from pipeline.comparison import Comparison
@@ -107,12 +108,13 @@ def made(tmp_path_factory: pytest.TempPathFactory, new_tracking: Callable[[Path]
     path, workspace = sweep_file(folder), folder / "work"
     tracking = mlflow.get_tracking_uri()
     new_tracking(workspace)
-    with pytest.raises(KeyboardInterrupt):
-        run_sweep(load_sweep(path), Interrupting())
-    before = step_files(workspace)
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
-        patch.setattr(sys, "argv", ["hyperclip", "sweep", str(path)])
-        cli.app(standalone_mode=False)
+    with connected(ClusterConfig(num_cpus=2)):  # for both
+        with pytest.raises(KeyboardInterrupt):
+            run_sweep(load_sweep(path), Interrupting())
+        before = step_files(workspace)
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+            patch.setattr(sys, "argv", ["hyperclip", "sweep", str(path)])
+            cli.app(standalone_mode=False)
     mlflow.set_tracking_uri(tracking)
     return Made(path, workspace, [uri for uri in before if uri.name == "step.json"], before, printed.getvalue())
 

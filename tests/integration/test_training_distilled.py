@@ -30,7 +30,7 @@ def run_student(shards: Path, output: Path, **changes: Any) -> list[float]:
 @pytest.mark.integration
 def test_a_student_comes_nearer_to_its_teacher(tmp_path: Path) -> None:
     shards = write_shard(tmp_path / "shards")
-    plain = run_student(shards, tmp_path / "plain")
+    plain = run_student(shards, tmp_path / "plain", num_steps=2, checkpoint={"every_steps": 2})
     taught = run_student(shards, tmp_path / "taught", distillation={"teacher": str(shipped_model_folder()), "weight": 3})
     assert not any(plain) and len(taught) == NUM_STEPS
     assert sum(taught[-20:]) < 0.95 * sum(taught[:20])

@@ -17,16 +17,6 @@ from tests.unit.serving_helpers import LIMITS, LocalService, check_problem, huge
 JPEG = picture(1, kind="JPEG", side=200)
 
 
-@pytest.fixture(scope="module")
-def bundle_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(make_bundle(tmp_path_factory.mktemp("model") / "bundle"))
-
-
-@pytest.fixture
-def config(bundle_uri: str, tmp_path: Path) -> ServingConfig:
-    return ServingConfig(bundle_uri=bundle_uri, task_store_uri=str(tmp_path / "tasks"), limits=LIMITS)
-
-
 JSON_REFUSALS: list[tuple[bytes, int, str]] = [
     (b'{"labels": []}', 422, "empty"),
     (b'{"labels": ["cat", " cat "]}', 422, "twice"),

@@ -2,26 +2,13 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from pathlib import Path
-
-import pytest
 
 from serving.config import ServingConfig
 from serving.messages import Embedded, Refused, Specialized
 from serving.middleware import overloaded
 from serving.schemas import ModelInfo
 from serving.task_record import TaskRecord
-from tests.unit.serving_helpers import LIMITS, LocalService, check_problem, local_service, make_bundle
-
-
-@pytest.fixture(scope="module")
-def bundle_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(make_bundle(tmp_path_factory.mktemp("model") / "bundle"))
-
-
-@pytest.fixture
-def config(bundle_uri: str, tmp_path: Path) -> ServingConfig:
-    return ServingConfig(bundle_uri=bundle_uri, task_store_uri=str(tmp_path / "tasks"), limits=LIMITS)
+from tests.unit.serving_helpers import LIMITS, LocalService, check_problem, local_service
 
 
 class HeldHypernetwork:

@@ -4,7 +4,6 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,20 +15,10 @@ from serving.limits import ServingLimits
 from serving.metrics import IngressMetrics
 from serving.problems import ProblemError, make_problem
 from serving.schemas import ClassifyAnswer, ImageResult, Prediction, StreamEnd, StreamLine, Timings
-from tests.unit.serving_helpers import LIMITS, LocalService, check_problem, make_bundle, picture, play
+from tests.unit.serving_helpers import LIMITS, LocalService, check_problem, picture, play
 
 LINES = {"accept": NDJSON}
 FORM = "multipart/form-data; boundary=x"
-
-
-@pytest.fixture(scope="module")
-def bundle_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(make_bundle(tmp_path_factory.mktemp("model") / "bundle"))
-
-
-@pytest.fixture
-def config(bundle_uri: str, tmp_path: Path) -> ServingConfig:
-    return ServingConfig(bundle_uri=bundle_uri, task_store_uri=str(tmp_path / "tasks"), limits=LIMITS)
 
 
 def parsed(text: str) -> tuple[dict[int, StreamLine], StreamEnd]:

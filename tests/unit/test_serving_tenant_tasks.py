@@ -17,20 +17,14 @@ from serving.task_store import TaskStore
 from serving.task_sweep import sweep
 from serving.tenant_tasks import TenantTasks
 from tests.object_store import object_store
-from tests.unit.serving_helpers import LIMITS, LocalService, check_problem, make_bundle, picture, play
+from tests.unit.serving_helpers import LIMITS, LocalService, check_problem, picture, play
 
 TTL_S = 1000.0
 
 
-@pytest.fixture(scope="module")
-def bundle_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(make_bundle(tmp_path_factory.mktemp("model") / "bundle"))
-
-
 @pytest.fixture
-def config(bundle_uri: str, tmp_path: Path) -> ServingConfig:
-    limits = LIMITS.rebuilt(max_tasks_per_tenant=2, max_labels_per_tenant=5)
-    return ServingConfig(bundle_uri=bundle_uri, task_store_uri=str(tmp_path / "tasks"), limits=limits)
+def config(config: ServingConfig) -> ServingConfig:
+    return config.rebuilt(limits=LIMITS.rebuilt(max_tasks_per_tenant=2, max_labels_per_tenant=5))
 
 
 def record_of(*labels: str, tenant: str = "t") -> TaskRecord:

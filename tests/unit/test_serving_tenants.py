@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,7 +20,7 @@ from serving.metrics import IngressMetrics
 from serving.middleware import RequestContext
 from serving.rate import Access
 from serving.tenants import KeyRing, TenantConfig, key_hash, new_key, tenants_of_environment
-from tests.unit.serving_helpers import LIMITS, LocalService, check_problem, make_bundle, picture, play
+from tests.unit.serving_helpers import LIMITS, LocalService, check_problem, picture, play
 
 ZEROS, ONES = "0" * 64, "1" * 64
 KEYS = {name: new_key()[0] for name in ("ant", "bee")}
@@ -35,20 +34,10 @@ def tenant(name: str, **more: Any) -> TenantConfig:
     return TenantConfig(name=name, key_sha256=(key_hash(KEYS[name].encode()),), **more)
 
 
-@pytest.fixture(scope="module")
-def bundle_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(make_bundle(tmp_path_factory.mktemp("model") / "bundle"))
-
-
 @pytest.fixture
-def config(bundle_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServingConfig:
+def config(config: ServingConfig, monkeypatch: pytest.MonkeyPatch) -> ServingConfig:
     monkeypatch.delenv("HYPERCLIP_TENANTS", raising=False)
-    return ServingConfig(
-        bundle_uri=bundle_uri,
-        task_store_uri=str(tmp_path / "tasks"),
-        limits=LIMITS,
-        tenants=(tenant("ant"), tenant("bee")),
-    )
+    return config.rebuilt(tenants=(tenant("ant"), tenant("bee")))
 
 
 def test_a_key_is_asked_for_and_nothing_is_told_without_one(config: ServingConfig) -> None:

@@ -1,0 +1,25 @@
+"""Fixtures of the tests of serving in this process."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from serving.config import ServingConfig
+
+
+@pytest.fixture(scope="session")
+def bundle_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    from tests.unit.serving_helpers import make_bundle  # here, for it brings torch
+
+    return str(make_bundle(tmp_path_factory.mktemp("model") / "bundle"))
+
+
+@pytest.fixture
+def config(bundle_uri: str, tmp_path: Path) -> "ServingConfig":
+    """One model, and an empty store of tasks."""
+    from serving.config import ServingConfig
+    from tests.unit.serving_helpers import LIMITS
+
+    return ServingConfig(bundle_uri=bundle_uri, task_store_uri=str(tmp_path / "tasks"), limits=LIMITS)
