@@ -135,4 +135,4 @@ def test_what_the_command_refuses(says: str, options: list[str], photos: Path, b
 def test_a_service_that_is_not_there_is_said(photos: Path) -> None:
     error = CliRunner().invoke(app, ["classify", str(photos), "--labels", "cat", "--service", "http://127.0.0.1:9"]).exception
     assert isinstance(error, HyperClipError) and not isinstance(error, BadInputError)
-    assert "http://127.0.0.1:9" in str(error) and "failed" in str(error)
+    assert "no service answers at http://127.0.0.1:9" in str(error)
