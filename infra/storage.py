@@ -25,7 +25,7 @@ from infra.errors import BadInputError, CorruptArtefactError
 
 Model = TypeVar("Model", bound=BaseModel)
 
-REMOVE_ATTEMPTS = 10
+REMOVE_ATTEMPTS = 100
 READ_BLOCK_BYTES = 1 << 20
 RANGES_AT_ONCE = 32
 """Of an object store, by one process."""
