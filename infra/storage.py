@@ -26,6 +26,7 @@ from infra.errors import BadInputError, CorruptArtefactError
 Model = TypeVar("Model", bound=BaseModel)
 
 REMOVE_ATTEMPTS = 100
+"""Each that fails means that others have removed, or added, a part meanwhile."""
 READ_BLOCK_BYTES = 1 << 20
 RANGES_AT_ONCE = 32
 """Of an object store, by one process."""
