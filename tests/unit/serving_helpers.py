@@ -24,6 +24,7 @@ from serving.rate import Access
 from serving.rollout.plan import FixedPlan
 from serving.rollout.served_versions import ServedVersions
 from serving.routes import create_http_app
+from serving.schemas import StreamEnd, StreamLine
 from serving.service import ClassifierService
 from serving.task_store import TaskStore
 from tests.unit.model_helpers import trained_like
@@ -133,3 +134,11 @@ def check_problem(response: httpx.Response, status: int) -> dict[str, Any]:
     assert body["status"] == status and body["title"] and body["detail"]
     assert body["type"].startswith("urn:hyperclip:problem:")
     return body
+
+
+def parsed_stream(text: str) -> tuple[dict[int, StreamLine], StreamEnd]:
+    """Lines by number of the picture, each there once, and the last one."""
+    *lines, end = text.splitlines()
+    found = [StreamLine.model_validate_json(line) for line in lines]
+    assert len({line.index for line in found}) == len(found)
+    return {line.index: line for line in found}, StreamEnd.model_validate_json(end)
