@@ -131,11 +131,17 @@ def flatten(pixels: np.ndarray, *, background: tuple[int, int, int]) -> np.ndarr
     if pixels.shape[2] == 3:
         return pixels
     flat = np.empty((*pixels.shape[:2], 3), dtype=np.uint8)
-    ground = np.asarray(background, dtype=np.uint16)
     for start in range(0, len(pixels), _ROWS_AT_ONCE):  # in 16 bits the whole would take four times the picture
-        rows = pixels[start : start + _ROWS_AT_ONCE]
-        alpha = rows[:, :, 3:].astype(np.uint16)
-        flat[start : start + _ROWS_AT_ONCE] = (rows[:, :, :3] * alpha + ground * (255 - alpha) + 127) // 255
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        alpha = pixels[rows, :, 3].astype(np.uint16)
+        through = 255 - alpha
+        for channel, ground in enumerate(background):  # one at a time: twice as fast as three of every four bytes
+            mixed = pixels[rows, :, channel] * alpha
+            mixed += through * np.uint16(ground)
+            mixed += 128  # these three lines divide by 255 and round, and stay within 16 bits
+            mixed += mixed >> 8
+            mixed >>= 8
+            flat[rows, :, channel] = mixed
     return flat
 
 
