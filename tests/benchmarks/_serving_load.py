@@ -4,6 +4,7 @@ Both sides of a comparison get the same calls in the same order from the same ca
 """
 
 import asyncio
+import gc
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -146,9 +147,12 @@ async def serving(applications: dict[str, serve.Application]) -> AsyncIterator[d
     with connected(ClusterConfig(num_cpus=2)):
         try:
             serve.start(proxy_location=ProxyLocation.Disabled, logging_config=LOGGING)
-            yield {
+            handles = {
                 name: serve.run(application, name=name, route_prefix=None, logging_config=LOGGING)
                 for name, application in applications.items()
             }
+            gc.collect()
+            gc.freeze()  # full collections of the callers' own objects would be counted as latency, on either side
+            yield handles
         finally:
             await serve.shutdown_async()
