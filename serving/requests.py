@@ -154,17 +154,20 @@ class _WholeForms(MultiPartParser):
 
 
 def check_query(request: Request, *, known: Collection[str] = (), fields: Collection[str] = ()) -> None:
-    """That a query holds what the call reads and nothing else: a name that is nearly right would change nothing, unseen.
+    """That a query holds what the call reads, once, and nothing else: what is not read would change nothing, unseen.
 
     Args: fields, names that the form of this call takes, to say so.
 
     Raises:
-        ProblemError: another name.
+        ProblemError: another name, or one given twice.
     """
     if not request.scope["query_string"]:
         return
-    for name in request.query_params:
+    given = [name for name, _ in request.query_params.multi_items()]
+    for name in given:
         if name in known:
+            if given.count(name) > 1:
+                raise ProblemError(422, "repeated_parameter", f"the query parameter {name!r} is given more than once")
             continue
         if name in fields:
             hint = "it is a field of the form here"

@@ -205,6 +205,8 @@ def test_a_query_parameter_that_a_call_does_not_take_is_refused_by_name(config: 
             found = check_problem(await local.http.request(method, path, content=picture(0)), 422)
             assert found["detail"] == f"there is no query parameter {detail}"
             assert found["type"].endswith(":unknown_parameter")
+        twice = check_problem(await local.http.post(f"{classify}?top_k=1&top_k=2", content=picture(0)), 422)
+        assert twice["detail"] == "the query parameter 'top_k' is given more than once"
         for path in ("/?utm=1", "/style.css?1", "/healthz?verbose"):
             assert (await local.http.get(path)).status_code == 200
         assert (await local.http.post(f"{classify}?top_k=1&parameters=neutral", content=picture(0))).status_code == 200
