@@ -90,7 +90,9 @@ class Fuzz:
 
     async def _one(self, connection: Connection, call: Call, number: int) -> None:
         answer = await self._ask(connection, call, number)
-        if answer is not None and answer.status == 200 and call.target in (b"/v1/tasks", b"/v1/classify"):
+        if answer is None or answer.status != 200 or call.method != "POST":  # HEAD has no body
+            return
+        if call.target in (b"/v1/tasks", b"/v1/classify"):
             await self._use(connection, answer, number)
 
     async def _use(self, connection: Connection, answer: Answer, number: int) -> None:
