@@ -12,6 +12,10 @@ CONTEXT_LENGTH = 77
 START_OF_TEXT = 49406
 END_OF_TEXT = 49407
 
+MAX_CHARACTERS = 10_000
+"""Of a text that are read.  The context holds far fewer, and the time that one long word takes grows with its square: a million
+letters without a space would take a minute, in which nothing else in the process runs."""
+
 MAX_BUCKETS, MIN_BUCKET = 4, 32
 
 GOLDEN_TOKENS = {
@@ -32,12 +36,13 @@ class Tokenizer:
 
     def padded(self, texts: Sequence[str]) -> Tensor:
         """(T, 77) int64: the same length for every batch, for exchange between ranks."""
-        ids: np.ndarray = _byte_pairs().tokenize_batch(list(texts), context_length=CONTEXT_LENGTH)
+        read = [text[:MAX_CHARACTERS] for text in texts]
+        ids: np.ndarray = _byte_pairs().tokenize_batch(read, context_length=CONTEXT_LENGTH)
         return torch.from_numpy(ids.astype(np.int64))
 
     def num_tokens(self, text: str) -> int:
-        """Tokens of a text before any cut, start and end of text included."""
-        return len(_byte_pairs().encode(text)) + 2
+        """Tokens of what is read of a text, before it is cut to the context; start and end of text included."""
+        return len(_byte_pairs().encode(text[:MAX_CHARACTERS])) + 2
 
 
 @cache

@@ -11,6 +11,7 @@ from serving.task_record import TaskRecord
 from training.bundle import Bundle
 from training.export import package_bytes
 from training.specialize import SpecializedEncoder, encode_texts, specialize
+from training.tokenizer import MAX_CHARACTERS
 
 
 class HypernetworkEngine:
@@ -40,7 +41,7 @@ class HypernetworkEngine:
         """(T, D) unit vectors, one per text.
 
         Raises:
-            BadInputError: no text, an empty one, one that does not fit the text encoder, or too many tokens.
+            BadInputError: no text, an empty or a very long one, or one that does not fit the text encoder.
         """
         if not texts:
             raise BadInputError("the list of texts is empty")
@@ -48,6 +49,8 @@ class HypernetworkEngine:
         for place, text in enumerate(texts, 1):
             if not text.strip():
                 raise BadInputError(f"text {place} is empty")
+            if len(text) > MAX_CHARACTERS:
+                raise BadInputError(f"text {place} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are allowed")
             if (found := self.bundle.tokenizer.num_tokens(text)) > context:
                 raise BadInputError(f"text {place} has {found} tokens; the text encoder reads {context}")
         return encode_texts(self.bundle, texts).cpu().numpy()

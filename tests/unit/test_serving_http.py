@@ -187,6 +187,8 @@ def test_queries_and_paths_are_checked(config: ServingConfig) -> None:
             assert (await local.http.head(path)).status_code == 200, path
         for texts in ([], [" "], ["a"] * 5, ["word " * 90]):
             check_problem(await local.http.post("/v1/embed/text", json={"texts": texts}), 422)
+        endless = check_problem(await local.http.post("/v1/embed/text", json={"texts": ["cat", "é" * 100_000]}), 422)
+        assert endless["detail"] == "text 2 has 100,000 characters; at most 10,000 are allowed"
 
     play(config, scenario)
 

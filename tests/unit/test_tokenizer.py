@@ -8,6 +8,7 @@ from training.tokenizer import (
     CONTEXT_LENGTH,
     END_OF_TEXT,
     GOLDEN_TOKENS,
+    MAX_CHARACTERS,
     START_OF_TEXT,
     Tokenizer,
     cut_to_longest,
@@ -70,3 +71,10 @@ def test_a_text_cannot_spell_the_end_of_text() -> None:
 
 def test_a_tokenizer_can_be_sent_to_a_worker() -> None:
     assert pickle.loads(pickle.dumps(TOKENIZER))(["a cat"]).tolist() == TOKENIZER(["a cat"]).tolist()
+
+
+def test_of_a_very_long_text_only_the_beginning_is_read() -> None:
+    word, start = "é" * 200_000, "é" * MAX_CHARACTERS
+    assert TOKENIZER.num_tokens(word) == TOKENIZER.num_tokens(start) > MAX_CHARACTERS
+    assert TOKENIZER([word, "cat"]).equal(TOKENIZER([start, "cat"]))
+    assert TOKENIZER.num_tokens("cat " * MAX_CHARACTERS) == MAX_CHARACTERS // 4 + 2
