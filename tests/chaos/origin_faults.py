@@ -35,7 +35,7 @@ from tests.result import chaos_arguments, chaos_result, environment, measure
 from tests.unit.data_helpers import one_partition
 
 URLS_PER_PARTITION = 2000
-WORKERS, THREADS = 2, 64
+WORKERS, THREADS = 2, DownloadConfig().threads
 TIMEOUT_S = 3.0
 MAX_BYTES = 5_000_000
 """Little enough to come in time from an origin that must send it thousands of times, on the same machine."""
