@@ -30,7 +30,8 @@ NUM_TENANTS = 8
 CALLERS_EACH = 4
 """In the closed loop: 32 in all."""
 MAX_CONNECTIONS = 512
-GUEST_RATE = 4.0
+GUEST_SHARE = 0.025
+"""Of capacity: a quarter of what each of nine could have, on a fast machine and on a slow one."""
 HEALTH_RATE = 2.0
 LABELS = [f"a class with a name {number}" for number in range(10)]
 WATCHED_AFTER_S = 10.0
@@ -68,8 +69,8 @@ class Callers:
     async def overload(self, rate: float, seconds: float, seed: int) -> OpenLoad:
         return await offer(self.port, self.of_tenants, rate=rate, seconds=seconds, max_connections=MAX_CONNECTIONS, seed=seed)
 
-    async def guest(self, seconds: float, seed: int) -> OpenLoad:
-        return await offer(self.port, [self.of_guest], rate=GUEST_RATE, seconds=seconds, max_connections=16, seed=seed)
+    async def guest(self, rate: float, seconds: float, seed: int) -> OpenLoad:
+        return await offer(self.port, [self.of_guest], rate=rate, seconds=seconds, max_connections=16, seed=seed)
 
     async def ask_health(self, seconds: float, seed: int) -> OpenLoad:
         return await offer(self.port, [self.health], rate=HEALTH_RATE, seconds=seconds, max_connections=16, seed=seed)
@@ -108,7 +109,7 @@ async def play(callers: Callers, mark: str, *, seconds: float, quick: bool, seed
     watching = asyncio.create_task(_watch_memory(mark, found.memory_mib))
     found.overload, found.guest, found.health, found.after = await asyncio.gather(
         callers.overload(TIMES_CAPACITY * found.capacity, seconds, seed + 2),
-        callers.guest(seconds, seed + 3),
+        callers.guest(GUEST_SHARE * found.capacity, seconds, seed + 3),
         callers.ask_health(seconds, seed + 4),
         then_light(),
     )
