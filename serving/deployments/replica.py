@@ -23,8 +23,8 @@ ASKED_EVERY_S = 5.0
 def set_up_replica(config: ServingConfig) -> Publisher:
     """Logs and spans of this process, and where its metrics go; nothing of that where the process is somebody else's.
 
-    What is loaded by now, a million objects of torch and Ray, stays as long as the process: it is taken out of the garbage
-    collector's sight, whose full collections would hold up every call of the replica for a few tenths of a second.
+    What is loaded by now, some 300,000 objects of torch, Ray and others, stays as long as the process: it is taken out of the
+    garbage collector's sight, whose full collections would hold up every call of the replica for a few tenths of a second.
     """
     try:
         context = serve.get_replica_context()
