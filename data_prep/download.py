@@ -24,7 +24,7 @@ from data_prep.partition_report import PartitionReport, finished_report
 from data_prep.raw import PARTITIONS_FOLDER, REPORT_NAME, DownloadReport, later_rounds, round_folder
 from data_prep.url_list import UrlListConfig
 from data_prep.url_plan import Partition, Plan, plan_url_list
-from infra import storage
+from infra import artefacts, storage
 from infra.config import StrictModel, content_hash
 from infra.errors import BadInputError, HyperClipError
 
@@ -103,7 +103,7 @@ def _begin(config: DownloadConfig, output_uri: str) -> int:
         BadInputError: those are more than are asked for now.
     """
     uri = storage.join(output_uri, FINISHED_NAME)
-    finished = storage.read_model(uri, FinishedRounds).rounds if storage.exists(uri) else 0
+    finished = artefacts.read_model(uri, FinishedRounds).rounds if storage.exists(uri) else 0
     if finished > config.rounds:
         raise BadInputError(f"{output_uri} has been through {finished} rounds; set rounds={finished} or more, or remove it")
     storage.remove(storage.join(output_uri, REPORT_NAME))

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from infra import storage
+from infra import artefacts, storage
 from infra.config import StrictModel, content_hash
 from infra.errors import BadInputError, CorruptArtefactError
 
@@ -104,9 +104,9 @@ def read_manifest(folder_uri: str) -> ShardManifest:
             f"{folder_uri} holds no {MANIFEST_NAME}: its shards are absent or unfinished; run the reshard step again"
         )
     try:
-        return storage.read_model(uri, ShardManifest)
+        return artefacts.read_model(uri, ShardManifest)
     except CorruptArtefactError:  # asked only now, because a manifest may be hundreds of megabytes
-        storage.check_schema_version(uri, newest=SCHEMA_VERSION)
+        artefacts.check_schema_version(uri, newest=SCHEMA_VERSION)
         raise
 
 

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from data_prep.raw import OUTCOME_SCHEMA, OUTCOMES_FOLDER, PARTITIONS_FOLDER, RawShard, later_rounds, round_folder
-from infra import storage
+from infra import artefacts, storage
 from infra.config import StrictModel
 from infra.errors import CorruptArtefactError
 
@@ -62,7 +62,7 @@ def finished_report(partition: AnyPartition, config: Identified, *, output_uri: 
     if not storage.exists(uri):
         return None
     try:
-        report = storage.read_model(uri, PartitionReport)
+        report = artefacts.read_model(uri, PartitionReport)
     except CorruptArtefactError:
         return None
     same = report.config_hash == config.fingerprint() and report.rows_hash == partition.fingerprint()

@@ -22,7 +22,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from data_prep.raw_tar import RawSample as RawSample  # what a reader of raw shards gets
 from data_prep.raw_tar import scan_tar
-from infra import storage
+from infra import artefacts, storage
 from infra.config import StrictModel
 from infra.errors import BadInputError, CorruptArtefactError
 
@@ -101,8 +101,8 @@ def read_download_report(raw_uri: str) -> DownloadReport:
     uri = storage.join(raw_uri, REPORT_NAME)
     if not storage.exists(uri):
         raise BadInputError(f"{raw_uri} holds no {REPORT_NAME}: the download (or import) has not finished; run it again")
-    storage.check_schema_version(uri, newest=SCHEMA_VERSION)
-    return storage.read_model(uri, DownloadReport)
+    artefacts.check_schema_version(uri, newest=SCHEMA_VERSION)
+    return artefacts.read_model(uri, DownloadReport)
 
 
 def iter_outcomes(raw_uri: str) -> Iterator[pa.Table]:

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from data_prep.manifest import NO_SOURCE, SampleRecord, ShardEntry
-from infra import images, storage
+from infra import artefacts, images, storage
 from infra.config import StrictModel, content_hash
 from infra.errors import CorruptArtefactError
 
@@ -70,7 +70,7 @@ def _note(uri: str, made_from: str) -> ShardEntry | None:
     if not storage.exists(uri):
         return None
     try:
-        note = storage.read_model(uri, ShardNote)
+        note = artefacts.read_model(uri, ShardNote)
     except CorruptArtefactError:
         return None
     return note.entry if note.made_from == made_from else None

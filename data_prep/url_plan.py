@@ -22,7 +22,7 @@ from data_prep.partition_report import read_table
 from data_prep.plan_writer import PartitionWriter, write_repetitions
 from data_prep.uid_digests import Repetition, UidDigests, digests_of, doubled
 from data_prep.url_list import MAX_NAMED_ROWS, MAX_UID_CHARACTERS, SAFE_UID, UrlListConfig, check_uid, read_rows
-from infra import storage
+from infra import artefacts, storage
 from infra.config import StrictModel, content_hash
 from infra.errors import BadInputError
 
@@ -116,8 +116,8 @@ def plan_url_list(
     identity = {"inputs": _inputs(uri), "columns": columns.model_dump(mode="json")}
     before: Plan | None = None
     if storage.exists(plan_uri):
-        storage.check_schema_version(plan_uri, newest=1)
-        before = storage.read_model(plan_uri, Plan)
+        artefacts.check_schema_version(plan_uri, newest=1)
+        before = artefacts.read_model(plan_uri, Plan)
         if {name: getattr(before, name) for name in cut} != cut:
             raise BadInputError(other_list(output_uri))
         if before.inputs == identity["inputs"] and before.columns == identity["columns"]:

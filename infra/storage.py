@@ -6,7 +6,6 @@ so readers need no locks: `write_atomic` either leaves the whole object or nothi
 
 import errno
 import hashlib
-import json
 import os
 import posixpath
 import secrets
@@ -14,16 +13,13 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
-from pydantic import BaseModel, ValidationError
 
 from infra.config import content_hash
-from infra.errors import BadInputError, CorruptArtefactError
-
-Model = TypeVar("Model", bound=BaseModel)
+from infra.errors import BadInputError
 
 REMOVE_ATTEMPTS = 100
 """Each that fails means that others have removed, or added, a part meanwhile."""
@@ -237,20 +233,6 @@ def sha256(uri: str) -> str:
     return digest.hexdigest()
 
 
-def read_model(uri: str, model: type[Model]) -> Model:
-    """Read a JSON artefact into its typed form.
-
-    Raises:
-        BadInputError: nothing is there.
-        CorruptArtefactError: not JSON of that form.
-    """
-    data = read_bytes(uri)
-    try:
-        return model.model_validate_json(data)
-    except ValidationError as error:
-        raise CorruptArtefactError(f"{uri} is not a valid {model.__name__}: {error}") from error
-
-
 def _resolve(uri: str) -> tuple[Any, str]:
     try:
         # without a cache of listings: what another process wrote since would not be seen, not even by `exists`
@@ -260,23 +242,6 @@ def _resolve(uri: str) -> tuple[Any, str]:
     return filesystem, path
 
 
-def check_schema_version(uri: str, *, newest: int) -> None:
-    """Refuse a JSON artefact that a newer version of this project wrote.
-
-    Raises:
-        BadInputError: its `schema_version` is newer than `newest`.
-        CorruptArtefactError: not a JSON object with a `schema_version`.
-    """
-    try:
-        version = json.loads(read_bytes(uri))["schema_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptArtefactError(f"{uri} is no JSON object with a schema_version") from error
-    if not isinstance(version, int) or version > newest:
-        raise BadInputError(
-            f"{uri} has schema_version {version!r}; this version of hyperclip reads up to {newest}. Update hyperclip"
-        )
-
-
 def list_folders(uri: str) -> list[str]:
     """URIs of the folders directly in a folder, sorted; an absent folder is empty."""
     filesystem, path = _resolve(uri)
@@ -284,13 +249,6 @@ def list_folders(uri: str) -> list[str]:
         return []
     names = [posixpath.basename(e["name"].rstrip("/")) for e in filesystem.ls(path, detail=True) if e["type"] == "directory"]
     return [join(uri, name) for name in sorted(names)]
-
-
-def publish_folder(folder: Path, uri: str, *, last: str) -> None:
-    """Copy the files of a local folder to a URI, the file named `last` at the end: its presence means that all are there."""
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
-    for name in [*(name for name in names if name != last), last]:
-        write_atomic(join(uri, name), (folder / name).read_bytes())
 
 
 @contextmanager

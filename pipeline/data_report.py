@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, Template
 from data_prep.curation.curate import KEEP_LIST_NAME
 from data_prep.description import DatasetDescription, describe_dataset
 from data_prep.shown_samples import KEPT, NEVER_SHOWN, ShownSample
-from infra import storage
+from infra import artefacts, storage
 from pipeline.config import DatasetName, RunConfig
 from pipeline.data_plots import data_plots
 from pipeline.data_steps import raw_step_name, raw_uri
@@ -55,7 +55,7 @@ def _describe(context: StepContext, name: DatasetName) -> StepResult:
     )
     with tempfile.TemporaryDirectory(prefix="hyperclip-report-") as folder:
         write_report_files(described, shown, title=f"{context.config.name}: {name}", folder=Path(folder))
-        storage.publish_folder(Path(folder), context.output_uri, last=DESCRIPTION_NAME)
+        artefacts.publish_folder(Path(folder), context.output_uri, last=DESCRIPTION_NAME)
         context.tracker.log_artifact(context.run_id, Path(folder), folder="data")
     return StepResult(
         summary=f"{described.samples:,} samples of {described.requested:,}: {data_report_uri(context.output_uri)}",

@@ -17,7 +17,7 @@ from data_prep.removal.keep_lists import count_in_keep_list, forget_in_keep_list
 from data_prep.removal.raw_shards import Targets, forget_in_raw, matching_rows
 from data_prep.removal.requests import Removal, RemovalRequest, matched, read_removals, write_removals
 from data_prep.removal.training_shards import count_in_shards, forget_in_shards
-from infra import storage
+from infra import artefacts, storage
 from infra.errors import BadInputError, HyperClipError
 from infra.model_registry import ModelRegistry
 from infra.tracking import Tracker
@@ -179,7 +179,7 @@ def _remove(workspace: str, found: _Found, torn: list[str]) -> None:
 def _note(record_uri: str) -> None:
     """What a step said of itself when it ended is no longer all there is to say."""
     if storage.exists(record_uri):
-        record = storage.read_model(record_uri, StepRecord)
+        record = artefacts.read_model(record_uri, StepRecord)
         if not record.summary.endswith(FORGOTTEN_SINCE):
             storage.write_atomic(record_uri, record.rebuilt(summary=record.summary + FORGOTTEN_SINCE).model_dump_json(indent=1))
 
@@ -229,7 +229,7 @@ def _inputs(config: RunConfig) -> Inputs:
     found: Inputs = {}
     for uri in storage.list_folders(config.workspace_uri):
         record = storage.join(uri, RECORD_NAME)
-        noted = storage.read_model(record, StepRecord).inputs if storage.exists(record) else {}
+        noted = artefacts.read_model(record, StepRecord).inputs if storage.exists(record) else {}
         found[_name(uri)] = noted or of_config.get(_name(uri))
     return found
 
@@ -243,7 +243,7 @@ def _models(config: RunConfig, inputs: Inputs, *, touched: set[str]) -> tuple[li
             unsure.append(name)
         elif touched & set(read.values()):
             bundle = storage.join(uri, "bundle", BUNDLE_NAME)
-            digest = storage.read_model(bundle, BundleManifest).digest if storage.exists(bundle) else None
+            digest = artefacts.read_model(bundle, BundleManifest).digest if storage.exists(bundle) else None
             models.append(SeenBy(name, digest, []))
     problem = None
     try:

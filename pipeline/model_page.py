@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from infra import storage
+from infra import artefacts
 from infra.errors import BadInputError, HyperClipError
 from training.bundle import read_bundle_manifest
 from training.evaluation.arms import Arm
@@ -50,7 +50,7 @@ def figures(folder: Path) -> str:
     evaluation = folder / EVALUATION_NAME
     if not evaluation.is_file():
         return found + "It has not been evaluated yet.\n"
-    result = storage.read_model(str(evaluation), ZeroShotResult)
+    result = artefacts.read_model(str(evaluation), ZeroShotResult)
     if result.bundle_digests != (digest,):
         theirs = ", ".join(one[:12] for one in result.bundle_digests)
         raise BadInputError(f"{evaluation} is of model {theirs}, and the shipped one is {digest[:12]}; evaluate that")

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 from pydantic import Field
 
-from infra import storage
+from infra import artefacts, storage
 from infra.cluster import connected
 from infra.config import StrictModel
 from infra.errors import BadInputError
@@ -206,7 +206,7 @@ def begin_tracking(
     """
     uri = state_uri(config)
     if storage.exists(uri):
-        state = storage.read_model(uri, RunState)
+        state = artefacts.read_model(uri, RunState)
         if tracker.resume_run(state.run_id):
             return state
     params = {

@@ -24,7 +24,7 @@ from data_prep.curation.captions import clean_caption
 from data_prep.fan_out import TaskConfig, absolute, fan_out
 from data_prep.partition_report import write_table
 from data_prep.raw import DownloadReport, RawSample, RawShard, read_download_report, read_raw_shard
-from infra import images, storage
+from infra import artefacts, images, storage
 from infra.config import content_hash
 from infra.errors import BadInputError, CorruptArtefactError
 from training.bundle import BUNDLE_NAME, Bundle, load_bundle
@@ -73,7 +73,7 @@ def score_samples(
         raise BadInputError(f"{output_uri} is there already; choose another file, or remove it")
     raw = read_download_report(raw_uri)
     parts_uri, bundle_uri = f"{output_uri}.parts", f"{output_uri}.parts/bundle"
-    storage.publish_folder(bundle_folder, bundle_uri, last=BUNDLE_NAME)
+    artefacts.publish_folder(bundle_folder, bundle_uri, last=BUNDLE_NAME)
     digest = load_bundle(bundle_folder).digest
     made_from = {
         number: content_hash({"shard": shard.model_dump(), "bundle": digest, "clean_captions": clean_captions})

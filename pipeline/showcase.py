@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from rich.markup import escape
 from rich.table import Table
 
-from infra import storage
+from infra import artefacts, storage
 from pipeline.shipped_step import ANSWERS_NAME, ShippedAnswers
 from pipeline.showcase_steps import PREDICTIONS_NAME, ServedPrediction, ServedPredictions
 from training.evaluation.result import ZeroShotResult
@@ -31,10 +31,10 @@ def read_showcase(uris: Mapping[str, str]) -> Showcase | None:
     """Args: uris: output of each step by its name; None where the run has no showcase."""
     if "serve" not in uris:
         return None
-    served = storage.read_model(storage.join(uris["serve"], PREDICTIONS_NAME), ServedPredictions)
+    served = artefacts.read_model(storage.join(uris["serve"], PREDICTIONS_NAME), ServedPredictions)
     if "shipped" not in uris:
         return Showcase(served, None, None)
-    shipped = storage.read_model(storage.join(uris["shipped"], ANSWERS_NAME), ShippedAnswers)
+    shipped = artefacts.read_model(storage.join(uris["shipped"], ANSWERS_NAME), ShippedAnswers)
     return Showcase(served, shipped, read_result(uris["shipped"]))
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from infra import storage
+from infra import artefacts, storage
 from infra.config import StrictModel, content_hash
 from infra.errors import CorruptArtefactError
 from infra.tracking import Tracker
@@ -106,7 +106,7 @@ class PlannedStep:
     def record(self) -> StepRecord | None:
         """What it made, or None when it is not done."""
         uri = storage.join(self.output_uri, RECORD_NAME)
-        found = storage.read_model(uri, StepRecord) if storage.exists(uri) else None
+        found = artefacts.read_model(uri, StepRecord) if storage.exists(uri) else None
         return None if found and self.step.goes_on and self.step.goes_on(found) else found
 
     @property

@@ -3,7 +3,7 @@
 from contextlib import ExitStack
 from typing import Literal, Protocol
 
-from infra import storage
+from infra import artefacts, storage
 from infra.cluster import connected
 from infra.config import StrictModel
 from infra.tracking import Tracker
@@ -77,7 +77,7 @@ def compared(sweep: Sweep) -> Comparison:
 def accuracies_of(sweep: Sweep, run: SweepRun) -> dict[str, SetAccuracies]:
     """Of a run that is done, by evaluation set."""
     return {
-        name: storage.read_model(storage.join(run.uri(evaluation_step_name(name)), ACCURACIES_NAME), SetAccuracies)
+        name: artefacts.read_model(storage.join(run.uri(evaluation_step_name(name)), ACCURACIES_NAME), SetAccuracies)
         for name in sweep.config.evaluate
     }
 
@@ -111,7 +111,7 @@ def _begin(sweep: Sweep, tracker: Tracker) -> str:
     """The MLflow run of a sweep of this name: a changed sweep goes on in it."""
     uri = storage.join(sweep.folder_uri, STATE_NAME)
     if storage.exists(uri):
-        run_id = storage.read_model(uri, SweepState).run_id
+        run_id = artefacts.read_model(uri, SweepState).run_id
         if tracker.resume_run(run_id):
             return run_id
     run_id = tracker.start_run(sweep.config.name, tags={"sweep": sweep.config.name})

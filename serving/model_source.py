@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from infra import storage
+from infra import artefacts, storage
 from infra.config import StrictModel, content_hash
 from infra.errors import BadInputError, CorruptArtefactError
 from infra.model_registry import ModelRegistry, ModelVersion
@@ -45,7 +45,7 @@ def resolve(config: ServingConfig) -> ServedModel:
         BadInputError: no such model version, or no bundle at that address.
     """
     if config.bundle_uri is not None:
-        manifest = storage.read_model(storage.join(config.bundle_uri, BUNDLE_NAME), BundleManifest)
+        manifest = artefacts.read_model(storage.join(config.bundle_uri, BUNDLE_NAME), BundleManifest)
         return ServedModel(
             name=config.model_name,
             version=f"bundle-{manifest.digest[:12]}",

@@ -13,7 +13,7 @@ import logging
 import tempfile
 from pathlib import Path
 
-from infra import storage
+from infra import artefacts, storage
 from infra.errors import BadInputError, CorruptArtefactError, HyperClipError
 from serving.task_record import TaskRecord, is_task_id, specialization_id, task_id
 from training.bundle import Bundle
@@ -56,8 +56,8 @@ class TaskStore:
         if not storage.exists(uri):
             return None
         try:
-            storage.check_schema_version(uri, newest=1)
-            record = storage.read_model(uri, TaskRecord)
+            artefacts.check_schema_version(uri, newest=1)
+            record = artefacts.read_model(uri, TaskRecord)
         except BadInputError:
             if not storage.exists(uri):  # deleted just now
                 return None

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from infra import storage
+from infra import artefacts, storage
 from infra.config import StrictModel, content_hash
 from infra.errors import BadInputError, CorruptArtefactError
 from training.half_precision import half_precision, rounded
@@ -140,12 +140,12 @@ def load_bundle(folder: Path, *, device: str = "cpu") -> Bundle:
         CorruptArtefactError: a file is missing or changed, or the golden features are not reproduced.
     """
     manifest = check_bundle_files(folder)
-    config = storage.read_model(str(folder / "config.json"), BundleConfig)
+    config = artefacts.read_model(str(folder / "config.json"), BundleConfig)
     tokenizer = Tokenizer()
-    for text, expected in storage.read_model(str(folder / "tokenizer.json"), TokenizerConfig).golden.items():
+    for text, expected in artefacts.read_model(str(folder / "tokenizer.json"), TokenizerConfig).golden.items():
         if (found := tokenizer([text])[0].tolist()) != expected:
             raise CorruptArtefactError(f"the tokenizer gives {found} for {text!r}, the model was trained with {expected}")
-    preprocess = storage.read_model(str(folder / "preprocess.json"), PreprocessConfig)
+    preprocess = artefacts.read_model(str(folder / "preprocess.json"), PreprocessConfig)
     try:
         model = _loaded(HyperClipConfig.from_dict(config.model), folder / "model.safetensors")
     except (RuntimeError, ValueError) as error:
@@ -213,8 +213,8 @@ def read_bundle_manifest(folder: Path) -> BundleManifest:
     uri = str(folder / BUNDLE_NAME)
     if not storage.exists(uri):
         raise BadInputError(f"{folder} holds no {BUNDLE_NAME}: not a model bundle, or one that was not finished")
-    storage.check_schema_version(uri, newest=SCHEMA_VERSION)
-    return storage.read_model(uri, BundleManifest)
+    artefacts.check_schema_version(uri, newest=SCHEMA_VERSION)
+    return artefacts.read_model(uri, BundleManifest)
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from infra import storage
+from infra import artefacts, storage
 from infra.config import StrictModel, content_hash
 from infra.errors import BadInputError, CorruptArtefactError, HyperClipError
 from training.engine import FullState
@@ -109,7 +109,7 @@ def save_checkpoint(folder_uri: str, state: TrainState, full: FullState) -> Chec
 def describe_checkpoint(uri: str) -> CheckpointManifest:
     """The manifest of a finished checkpoint, from its marker and state alone.  Raises as `load_checkpoint`."""
     marker = read_marker(uri)
-    state = storage.read_model(storage.join(uri, STATE), TrainState)
+    state = artefacts.read_model(storage.join(uri, STATE), TrainState)
     return CheckpointManifest(uri=uri, state=state, files=marker.files, digest=marker.digest)
 
 
@@ -168,8 +168,8 @@ def read_marker(uri: str) -> CheckpointMarker:
     marker_uri = storage.join(uri, MARKER)
     if not storage.exists(marker_uri):
         raise CorruptArtefactError(f"{uri} was not finished: it has no {MARKER}")
-    storage.check_schema_version(marker_uri, newest=SCHEMA_VERSION)
-    return storage.read_model(marker_uri, CheckpointMarker)
+    artefacts.check_schema_version(marker_uri, newest=SCHEMA_VERSION)
+    return artefacts.read_model(marker_uri, CheckpointMarker)
 
 
 def list_checkpoints(folder_uri: str) -> list[str]:

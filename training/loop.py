@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from data_prep.manifest import ShardManifest
-from infra import storage
+from infra import artefacts, storage
 from infra.config import content_hash
 from training.bundle import BUNDLE_NAME, save_bundle
 from training.checkpoint import (
@@ -248,7 +248,7 @@ def _write_bundle(request: TrainRequest, final_checkpoint_uri: str) -> None:
             model_card=model_card(config, state),
             metrics={"steps": float(state.step), "samples_seen": float(state.samples_seen)},
         )
-        storage.publish_folder(folder, storage.join(request.output_uri, "bundle"), last=BUNDLE_NAME)
+        artefacts.publish_folder(folder, storage.join(request.output_uri, "bundle"), last=BUNDLE_NAME)
 
 
 def _device(config: TrainConfig) -> torch.device:

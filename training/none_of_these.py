@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt
 
-from infra import storage
+from infra import artefacts, storage
 from infra.config import StrictModel
 from infra.errors import CorruptArtefactError
 
@@ -115,8 +115,8 @@ def read_none_of_these(folder: Path, *, bundle_digest: str) -> NoneOfThese | Non
     uri = str(folder / NONE_OF_THESE_NAME)
     if not storage.exists(uri):
         return None
-    storage.check_schema_version(uri, newest=SCHEMA_VERSION)
-    found = storage.read_model(uri, NoneOfThese)
+    artefacts.check_schema_version(uri, newest=SCHEMA_VERSION)
+    found = artefacts.read_model(uri, NoneOfThese)
     if found.bundle_digest != bundle_digest:
         raise CorruptArtefactError(
             f"{uri} belongs to model {found.bundle_digest[:12]}, and the bundle is {bundle_digest[:12]}; remove it, or make "

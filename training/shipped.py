@@ -5,7 +5,7 @@
 
 from pathlib import Path
 
-from infra import storage
+from infra import artefacts, storage
 from infra.errors import BadInputError
 from training.bundle import BUNDLE_NAME, BundleConfig, read_bundle_manifest
 
@@ -32,7 +32,7 @@ def shipped_model_name() -> str:
     uri = str(shipped_model_folder() / "config.json")
     if not storage.exists(uri):
         raise BadInputError(f"{uri} is missing: this installation came without the shipped model; name a model of yours")
-    return str(storage.read_model(uri, BundleConfig).model["name"])
+    return str(artefacts.read_model(uri, BundleConfig).model["name"])
 
 
 def note_of(digest: str) -> str | None:

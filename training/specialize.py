@@ -18,7 +18,7 @@ from safetensors.numpy import save
 from safetensors.torch import load
 from torch import Tensor
 
-from infra import storage
+from infra import artefacts, storage
 from infra.config import StrictModel
 from infra.errors import BadInputError, CorruptArtefactError
 from training.bounds import MAX_LABEL_CHARACTERS, MAX_SET_SIZE, MAX_TEMPLATES
@@ -220,8 +220,8 @@ def load_specialized(folder: Path, bundle: Bundle) -> SpecializedEncoder:
     uri = str(folder / TASK_NAME)
     if not storage.exists(uri):
         raise BadInputError(f"{folder} holds no {TASK_NAME}: no specialized encoder, or one that was not finished")
-    storage.check_schema_version(uri, newest=1)
-    stored = storage.read_model(uri, StoredTask)
+    artefacts.check_schema_version(uri, newest=1)
+    stored = artefacts.read_model(uri, StoredTask)
     if stored.bundle_digest != bundle.digest:
         raise BadInputError(
             f"{folder} was made by model {stored.bundle_digest[:12]}, not by {bundle.digest[:12]}; specialize again"

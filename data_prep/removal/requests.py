@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from infra import storage
+from infra import artefacts, storage
 from infra.config import StrictModel, content_hash
 
 REMOVALS_NAME = "removals.json"
@@ -79,8 +79,8 @@ def read_removals(workspace_uri: str) -> Removals:
     uri = storage.join(workspace_uri, REMOVALS_NAME)
     if not storage.exists(uri):
         return Removals()
-    storage.check_schema_version(uri, newest=SCHEMA_VERSION)
-    return storage.read_model(uri, Removals)
+    artefacts.check_schema_version(uri, newest=SCHEMA_VERSION)
+    return artefacts.read_model(uri, Removals)
 
 
 def write_removals(removals: Removals, workspace_uri: str) -> None:

@@ -3,7 +3,7 @@
 import logging
 from typing import Literal
 
-from infra import storage
+from infra import artefacts, storage
 from infra.config import StrictModel, content_hash
 from infra.errors import BadInputError, CorruptArtefactError
 from serving.config import ServingConfig
@@ -51,8 +51,8 @@ class StateFile:
         if not storage.exists(self._uri):
             return None
         try:
-            storage.check_schema_version(self._uri, newest=1)
-            state = storage.read_model(self._uri, RolloutState)
+            artefacts.check_schema_version(self._uri, newest=1)
+            state = artefacts.read_model(self._uri, RolloutState)
         except (BadInputError, CorruptArtefactError) as error:
             logger.warning("the state of the rollout cannot be used, and is made anew from the registry: %s", error)
             return None

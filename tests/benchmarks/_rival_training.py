@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from infra import storage
+from infra import artefacts, storage
 from infra.config import StrictModel, content_hash
 from infra.errors import HyperClipError
 from pipeline.comparison import Comparison, compare
@@ -197,7 +197,7 @@ def judged(name: str, reading: str, make: Callable[[], Rival], course: Course, *
     identity = content_hash({"start": dict(start), "stages": stages, "shards": shards, "tasks": tasks, "reading": reading})
     uri = storage.join(course.folder_uri, f"{name}-seed-{seed}-{identity[:12]}.json")
     if storage.exists(uri):
-        return storage.read_model(uri, JudgedRival)
+        return artefacts.read_model(uri, JudgedRival)
     torch.manual_seed(seed)
     rival = make()
     trained = [

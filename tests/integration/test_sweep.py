@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from data_prep.sample.pictures import read_sample
-from infra import storage
+from infra import artefacts
 from infra.cluster import ClusterConfig, connected
 from infra.tracking import TrackingConfig
 from pipeline import cli
@@ -130,7 +130,7 @@ def test_a_sweep_that_was_interrupted_goes_on_where_it_was(made: Made) -> None:
 
 
 def test_the_comparison_is_of_what_the_evaluations_hold(made: Made) -> None:
-    comparison = storage.read_model(str(made.workspace / "sweeps" / "small" / "comparison.json"), Comparison)
+    comparison = artefacts.read_model(str(made.workspace / "sweeps" / "small" / "comparison.json"), Comparison)
     assert comparison.seeds == (0,)
     assert [(tasks.evaluation_set, tasks.kind, tasks.num_tasks) for tasks in comparison.tasks] == [
         ("held-out", "5_way", 8),

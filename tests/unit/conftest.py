@@ -1,12 +1,26 @@
-"""Fixtures of the tests of serving in this process."""
+"""Fixtures of the tests of storage, and of serving in this process."""
 
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import fsspec
 import pytest
 
 if TYPE_CHECKING:
     from serving.config import ServingConfig
+
+
+@pytest.fixture(params=["folder", "file", "memory"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A fresh place on each backend; `memory` stands for an object store."""
+    if request.param == "memory":
+        uri = f"memory://{uuid.uuid4().hex}"
+        yield uri
+        fsspec.filesystem("memory").store.clear()
+    else:
+        yield str(tmp_path) if request.param == "folder" else tmp_path.as_uri()
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from data_prep.manifest import read_manifest
 from data_prep.partition_report import write_table
 from data_prep.raw import iter_outcomes, read_download_report, read_raw_shard
 from data_prep.removal.requests import forgotten_in, read_removals
-from infra import storage
+from infra import artefacts, storage
 from infra.errors import BadInputError
 from pipeline.cli import app
 from pipeline.forget import FORGOTTEN_SINCE
@@ -93,7 +93,7 @@ def test_a_finished_step_says_that_some_of_its_samples_are_gone(workspace: Works
     for _ in range(2):
         workspace.forget(uids={"u2"})
     summaries = {
-        name: storage.read_model(f"{workspace.root}/{name}/{RECORD_NAME}", StepRecord).summary for name in (IMPORT, TRAIN)
+        name: artefacts.read_model(f"{workspace.root}/{name}/{RECORD_NAME}", StepRecord).summary for name in (IMPORT, TRAIN)
     }
     assert summaries == {IMPORT: FORGOTTEN_SINCE, TRAIN: ""}
 

@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from data_prep.sample.pictures import read_sample
-from infra import storage
+from infra import artefacts
 from infra.errors import BadInputError, ParityError
 from pipeline import ship as ship_module
 from pipeline.cli import app
@@ -72,7 +72,7 @@ def test_its_page_has_the_figures_of_its_files(tmp_path: Path) -> None:
 def test_its_evaluation_is_of_it() -> None:
     path = shipped_model_folder() / EVALUATION_NAME
     if path.exists():
-        found = storage.read_model(str(path), ZeroShotResult).bundle_digests
+        found = artefacts.read_model(str(path), ZeroShotResult).bundle_digests
         assert found == (read_bundle_manifest(shipped_model_folder()).digest,)
 
 
@@ -94,7 +94,7 @@ def test_evaluate_without_a_model_evaluates_it(tmp_path: Path) -> None:
     run = CliRunner().invoke(app, ["evaluate", *asked, "--set", "evaluation.num_tasks=3"])
     assert run.exit_code == 0, run.output
     assert "name another with hyperclip evaluate MODEL" in run.stderr
-    found = storage.read_model(str(tmp_path / "out" / EVALUATION_NAME), ZeroShotResult)
+    found = artefacts.read_model(str(tmp_path / "out" / EVALUATION_NAME), ZeroShotResult)
     assert found.bundle_digests == (read_bundle_manifest(shipped_model_folder()).digest,)
     run = CliRunner().invoke(app, ["evaluate"])
     assert isinstance(run.exception, BadInputError) and "--dataset PATH" in str(run.exception)

@@ -10,7 +10,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra import storage
+from infra import artefacts
 from training.config import TrainRequest
 from training.evaluation.checkpoint_evaluation import CheckpointEvaluation, EvaluationFigures
 
@@ -91,7 +91,7 @@ class CheckpointEvaluator:
             reason = running.log.read_text(errors="replace").strip().rpartition("\n")[2]
             logger.warning("the evaluation of %s failed: %s", running.checkpoint_uri, reason or running.process.returncode)
             return None
-        return running.step, storage.read_model(str(running.result), EvaluationFigures).metrics
+        return running.step, artefacts.read_model(str(running.result), EvaluationFigures).metrics
 
     def finish(self) -> tuple[int, dict[str, float]] | None:
         """As `take`, after waiting for the one that runs, at most `PATIENCE_AT_END_S`."""

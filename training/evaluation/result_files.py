@@ -3,7 +3,7 @@
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from infra import storage
+from infra import artefacts, storage
 from infra.tracking import Tracker
 from training.evaluation.plots import evaluation_plots
 from training.evaluation.result import ZeroShotResult
@@ -25,8 +25,8 @@ def read_result(folder_uri: str) -> ZeroShotResult:
     CorruptArtefactError: it is none.
     """
     uri = storage.join(folder_uri, EVALUATION_NAME)
-    storage.check_schema_version(uri, newest=SCHEMA_VERSION)
-    return storage.read_model(uri, ZeroShotResult)
+    artefacts.check_schema_version(uri, newest=SCHEMA_VERSION)
+    return artefacts.read_model(uri, ZeroShotResult)
 
 
 def log_result(result: ZeroShotResult, tracker: Tracker, run_id: str) -> None:
