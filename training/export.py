@@ -15,8 +15,6 @@ import io
 import json
 import secrets
 import shutil
-import threading
-import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,6 +34,7 @@ from training.fold import fold_image_encoder
 from training.model.image_encoder import ImageEncoder
 from training.model.parameter_delta import GroupDelta
 from training.none_of_these import NoneOfTheseOfMatch
+from training.onnx_graph import OUTPUT_NAMES, EdgeModel, OnnxGraph
 from training.package_readme import package_readme
 from training.parity import Outputs, ParityCertificate, certify, random_inputs
 from training.preprocess import PreprocessConfig, preprocess
@@ -43,7 +42,6 @@ from training.score import class_scores
 from training.specialize import SpecializedEncoder
 
 MODEL_NAME = "model.onnx"
-OUTPUT_NAMES = ("scores", "match", "image_features")
 METADATA_PREFIX = "hyperclip."
 
 Fold = Callable[[ImageEncoder, Tensor], nn.Module]
@@ -86,26 +84,6 @@ class ExportReport:
     certificate: ParityCertificate
 
 
-class EdgeModel(nn.Module):
-    """The graph that is exported: folded encoder, label features and scoring in one."""
-
-    text_features: Tensor
-    logit_scale: Tensor
-    logit_bias: Tensor
-
-    def __init__(self, image_encoder: nn.Module, encoder: SpecializedEncoder) -> None:
-        super().__init__()
-        self.image_encoder = image_encoder
-        for name in ("text_features", "logit_scale", "logit_bias"):
-            self.register_buffer(name, getattr(encoder, name).detach().cpu().float())
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(N, 3, S, S) -> scores (N, C), match (N, C), image_features (N, D)."""
-        features = self.image_encoder(images)
-        scores = class_scores(features, self.text_features, logit_scale=self.logit_scale, logit_bias=self.logit_bias)
-        return scores.softmax, scores.match, features
-
-
 def export_package(
     bundle: Bundle,
     encoder: SpecializedEncoder,
@@ -128,7 +106,7 @@ def export_package(
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise BadInputError(f"{output} exists and is not an empty folder; a package gets a folder of its own")
-    files, certificate = _build(bundle, encoder, pictures=pictures, fold=fold)
+    files, certificate = Packager(bundle, fold=fold).files(encoder, pictures=pictures)
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -140,102 +118,84 @@ def export_package(
     return ExportReport(output, len(encoder.task.labels), len(files[MODEL_NAME]), certificate)
 
 
-def package_bytes(
-    bundle: Bundle, encoder: SpecializedEncoder, *, pictures: Sequence[bytes] = (), fold: Fold = fold_image_encoder
-) -> bytes:
-    """The same package as a zip file; errors as `export_package`."""
-    files, _ = _build(bundle, encoder, pictures=pictures, fold=fold)
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for name, data in files.items():
-            archive.writestr(
-                zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED
-            )  # ZipInfo carries no time: same task, same bytes
-    return buffer.getvalue()
+class Packager:
+    """Makes the packages of one model, for one thread; the first takes seconds, as the graph is traced for it."""
 
+    def __init__(self, bundle: Bundle, *, fold: Fold = fold_image_encoder) -> None:
+        """Args: fold, how the delta gets into the weights."""
+        self._bundle, self._fold = bundle, fold
+        self._graph: OnnxGraph | None = None
 
-@torch.no_grad()
-def _build(
-    bundle: Bundle, encoder: SpecializedEncoder, *, pictures: Sequence[bytes], fold: Fold
-) -> tuple[dict[str, bytes], ParityCertificate]:
-    """Every file of a package whose parity holds."""
-    if encoder.task.bundle_digest != bundle.digest:
-        raise BadInputError(
-            f"the encoder was made by model {encoder.task.bundle_digest[:12]}, not by {bundle.digest[:12]}; specialize again"
+    def zipped(self, encoder: SpecializedEncoder) -> bytes:
+        """A package as one file; errors as `files`."""
+        files, _ = self.files(encoder)
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            for name, data in files.items():
+                archive.writestr(
+                    zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED
+                )  # ZipInfo carries no time: same task, same bytes
+        return buffer.getvalue()
+
+    @torch.no_grad()
+    def files(
+        self, encoder: SpecializedEncoder, *, pictures: Sequence[bytes] = ()
+    ) -> tuple[dict[str, bytes], ParityCertificate]:
+        """Every file of a package whose parity holds.
+
+        Args:
+            encoder: made by this model.
+            pictures: encoded pictures to measure parity on, beside the fixed random inputs.
+
+        Raises:
+            BadInputError: `encoder` was made by another model, or a picture cannot be read.
+            ParityError: `model.onnx` does not compute what the model computes.
+        """
+        bundle = self._bundle
+        if encoder.task.bundle_digest != bundle.digest:
+            made_by = encoder.task.bundle_digest[:12]
+            raise BadInputError(f"the encoder was made by model {made_by}, not by {bundle.digest[:12]}; specialize again")
+        images = [torch.from_numpy(preprocess(picture, bundle.preprocess))[None] for picture in pictures]
+        # a copy: a forward pass leaves its delta in the layers, and the model may be serving others meanwhile
+        functional = copy.deepcopy(bundle.model.image_encoder).cpu().eval()
+        edge = EdgeModel(self._fold(functional, encoder.delta.cpu()), encoder).eval().requires_grad_(False)
+        size = bundle.preprocess.image_size
+        metadata = _metadata(bundle, encoder)
+        self._graph = self._graph or OnnxGraph(edge, size)
+        model = self._graph.filled(edge, metadata)
+        session = _session(model)
+        _check_metadata(session, metadata)
+
+        def run_functional(images: Tensor) -> Outputs:
+            features = functional(images, GroupDelta(encoder.delta.cpu()[None]))
+            scores = class_scores(features, edge.text_features, logit_scale=edge.logit_scale, logit_bias=edge.logit_bias)
+            return Outputs(scores.softmax.numpy(), scores.match.numpy(), features.numpy())
+
+        certificate = certify(
+            torch.cat([random_inputs(size), *images]),
+            functional=run_functional,
+            folded=lambda batch: Outputs(*(value.numpy() for value in edge(batch))),
+            onnx=lambda batch: Outputs(*session.run(OUTPUT_NAMES, {"images": batch.numpy()})),
+            text_features=edge.text_features,
+            num_pictures=len(pictures),
+            model_sha256=hashlib.sha256(model).hexdigest(),
+            bundle_digest=bundle.digest,
+            versions={"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
         )
-    images = [torch.from_numpy(preprocess(picture, bundle.preprocess))[None] for picture in pictures]
-    # a copy: a forward pass leaves its delta in the layers, and the model may be serving others meanwhile
-    functional = copy.deepcopy(bundle.model.image_encoder).cpu().eval()
-    edge = EdgeModel(fold(functional, encoder.delta.cpu()), encoder).eval().requires_grad_(False)
-    size = bundle.preprocess.image_size
-    metadata = _metadata(bundle, encoder)
-    model = _to_onnx(edge, size, metadata)
-    session = _session(model)
-    _check_metadata(session, metadata)
-
-    def run_functional(images: Tensor) -> Outputs:
-        features = functional(images, GroupDelta(encoder.delta.cpu()[None]))
-        scores = class_scores(features, edge.text_features, logit_scale=edge.logit_scale, logit_bias=edge.logit_bias)
-        return Outputs(scores.softmax.numpy(), scores.match.numpy(), features.numpy())
-
-    certificate = certify(
-        torch.cat([random_inputs(size), *images]),
-        functional=run_functional,
-        folded=lambda batch: Outputs(*(value.numpy() for value in edge(batch))),
-        onnx=lambda batch: Outputs(*session.run(OUTPUT_NAMES, {"images": batch.numpy()})),
-        text_features=edge.text_features,
-        num_pictures=len(pictures),
-        model_sha256=hashlib.sha256(model).hexdigest(),
-        bundle_digest=bundle.digest,
-        versions={"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
-    )
-    labels = _labels(bundle, encoder)
-    texts = {
-        "labels.json": labels.model_dump_json(indent=1),
-        "preprocess.json": _preprocess(bundle).model_dump_json(indent=1),
-        "certificate.json": certificate.model_dump_json(indent=1),
-        "README.md": package_readme(
-            certificate,
-            image_size=size,
-            embed_dim=edge.text_features.shape[1],
-            num_generated=bundle.model.num_generated,
-            none_of_these=labels.none_of_these,
-        ),
-    }
-    return {MODEL_NAME: model, **{name: text.encode() for name, text in texts.items()}}, certificate
-
-
-_exporter_lock = threading.Lock()
-"""torch.export keeps global state while it traces."""
-
-
-def _to_onnx(edge: EdgeModel, size: int, metadata: dict[str, str]) -> bytes:
-    """One file, weights inside, any batch size, `metadata` in its properties."""
-    with _exporter_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about torch's own use of its deprecated functions
-        program = torch.onnx.export(
-            edge,
-            (torch.zeros(2, 3, size, size),),  # a batch of one would be taken for a constant
-            dynamo=True,
-            input_names=["images"],
-            output_names=list(OUTPUT_NAMES),
-            dynamic_shapes={"images": {0: "N"}},
-            verbose=False,
-        )
-    assert program is not None
-    model = program.model_proto
-    _strip(model)
-    onnx.helper.set_model_props(model, metadata)
-    onnx.checker.check_model(model)
-    return bytes(model.SerializeToString())
-
-
-def _strip(model: Any) -> None:
-    """Drop what the exporter notes for debugging: a tenth of a small file, with stack traces and paths of this machine."""
-    graph = model.graph
-    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        part.ClearField("metadata_props")
-        part.ClearField("doc_string")
+        labels = _labels(bundle, encoder)
+        texts = {
+            "labels.json": labels.model_dump_json(indent=1),
+            "preprocess.json": _preprocess(bundle).model_dump_json(indent=1),
+            "certificate.json": certificate.model_dump_json(indent=1),
+            "README.md": package_readme(
+                certificate,
+                image_size=size,
+                embed_dim=edge.text_features.shape[1],
+                num_generated=bundle.model.num_generated,
+                none_of_these=labels.none_of_these,
+            ),
+        }
+        return {MODEL_NAME: model, **{name: text.encode() for name, text in texts.items()}}, certificate
 
 
 def _session(model: bytes) -> Any:

@@ -9,7 +9,7 @@ from serving.engines.text_features import TextFeatureCache
 from serving.limits import ServingLimits
 from serving.task_record import TaskRecord
 from training.bundle import Bundle
-from training.export import package_bytes
+from training.export import Packager
 from training.specialize import SpecializedEncoder, encode_texts, specialize
 from training.tokenizer import MAX_CHARACTERS
 
@@ -22,6 +22,7 @@ class HypernetworkEngine:
         self.bundle = bundle
         self._limits = limits
         self._text_features = text_features
+        self._packager = Packager(bundle)
 
     def specialize(self, record: TaskRecord) -> SpecializedEncoder:
         """Make the encoder of a task.
@@ -61,7 +62,7 @@ class HypernetworkEngine:
         Raises:
             ParityError: the ONNX file does not compute what the model computes.
         """
-        return package_bytes(self.bundle, encoder)
+        return self._packager.zipped(encoder)
 
     def _check_total_tokens(self, labels: Sequence[str], templates: Sequence[str]) -> None:
         most = self._limits.max_total_tokens

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from infra.errors import BadInputError, ParityError
 from tests.unit.model_helpers import KINDS, LABELS, config_with, make_bundle, picture_bytes, random_images
 from training.bundle import Bundle
-from training.export import ExportReport, export_package, package_bytes
+from training.export import ExportReport, Packager, export_package
 from training.fold import fold_image_encoder
 from training.model.image_encoder import ImageEncoder, Kind
 from training.model.parameter_delta import GroupDelta
@@ -225,11 +225,28 @@ def test_the_readmes_code_says_what_is_wrong_in_one_line(exported: Exported, tmp
 
 @pytest.mark.parametrize("exported", NETWORKS[:1], indirect=True, ids=lambda network: network[0])
 def test_the_zip_is_the_same_package(exported: Exported) -> None:
-    with zipfile.ZipFile(io.BytesIO(package_bytes(exported.bundle, exported.encoder))) as archive:
+    with zipfile.ZipFile(io.BytesIO(Packager(exported.bundle).zipped(exported.encoder))) as archive:
         assert sorted(archive.namelist()) == FILES
         assert archive.testzip() is None
         # the same task gives the same bytes: a cache may go by their hash
         assert archive.read("model.onnx") == (exported.folder / "model.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("exported", NETWORKS, indirect=True, ids=lambda network: network[0])
+def test_a_package_does_not_depend_on_those_made_before(exported: Exported) -> None:
+    """The graph is kept from task to task: nothing of one may stay in it for the next, however many labels each has."""
+    packager = Packager(exported.bundle)
+    others = [specialize(exported.bundle, labels) for labels in (["alone"], [f"thing {number}" for number in range(9)])]
+    before = [packager.files(other)[0] for other in others]
+    files, _ = packager.files(exported.encoder)
+    assert files["model.onnx"] == (exported.folder / "model.onnx").read_bytes()
+    assert packager.files(others[0])[0] == before[0]
+    for other, data in zip(others, before, strict=True):
+        session = onnxruntime.InferenceSession(data["model.onnx"])
+        assert [output.shape for output in session.get_outputs()][:2] == [["N", len(other.task.labels)]] * 2
+        images = random_images(3, exported.size, seed=9)
+        scores, _, _ = session.run(None, {"images": images.numpy()})
+        np.testing.assert_allclose(scores, other.scores(exported.bundle, images).softmax, atol=BOUND)
 
 
 def test_a_calibrated_package_says_none_of_these_as_the_model_does(
