@@ -78,6 +78,14 @@ class TaskStore:
         """Addresses of the tasks of all tenants for which something was made, in no order that means anything."""
         return [uri.rpartition("/")[2] for uri in storage.list_folders(storage.join(self.uri, "specialized"))]
 
+    def specializations(self, task: str) -> list[str]:
+        """Ids of the encoders of a task, by whatever model, also of unfinished ones."""
+        return [uri.rpartition("/")[2] for uri in storage.list_folders(storage.join(self.uri, "specialized", task))]
+
+    def delete_encoder(self, task: str, specialization: str) -> None:
+        """Remove an encoder with its package; the task stays, and the next call for that model makes it again."""
+        storage.remove(storage.join(self.uri, "specialized", task, specialization))
+
     def has_encoder(self, task: str, specialization: str) -> bool:
         return storage.exists(self._encoder_uri(task, specialization, TASK_NAME))
 

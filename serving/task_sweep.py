@@ -1,4 +1,4 @@
-"""Removing tasks that nobody has used for a while.
+"""Removing tasks that nobody has used for a while, and encoders of models that are served no more.
 
 A sweep may meet a use of the same task by another process at any moment.  Such a use is noted first and then stores the task if
 it is not there (`TenantTasks.used`); the sweep deletes first and then looks for a new note.  So whichever comes first, the task
@@ -7,9 +7,11 @@ is there in the end; an encoder that went is made again by the next call.
 
 import contextlib
 import logging
+from collections.abc import Collection
 
 from infra.errors import CorruptArtefactError
 from serving.task_ledger import TaskLedger
+from serving.task_record import specialization_id
 from serving.task_store import TaskStore
 
 logger = logging.getLogger(__name__)
@@ -44,4 +46,21 @@ def _sweep_tenant(store: TaskStore, ledger: TaskLedger, tenant: str, *, oldest: 
             ledger.remove(tenant, task, use)
     if removed:
         logger.info("removed %d tasks of tenant %s that were not used", removed, tenant)
+    return removed
+
+
+def sweep_encoders(store: TaskStore, *, digests: Collection[str]) -> int:
+    """Remove the encoders of all models but these (digests of their bundles); returns how many.
+
+    One that is needed after all, as a model came back or another service has the same store, is made again by the next call.
+    """
+    removed = 0
+    for task in store.tasks_with_encoders():
+        kept = {specialization_id(task, digest) for digest in digests}
+        for specialization in store.specializations(task):
+            if specialization not in kept:
+                store.delete_encoder(task, specialization)
+                removed += 1
+    if removed:
+        logger.info("removed %d encoders of models that are served no more", removed)
     return removed

@@ -30,7 +30,7 @@ from serving.single_flight import SingleFlight
 from serving.task_ledger import TaskLedger
 from serving.task_record import TaskRecord, specialization_id
 from serving.task_store import NotSpecializedError, TaskStore
-from serving.task_sweep import sweep
+from serving.task_sweep import sweep, sweep_encoders
 from serving.tracing import traced
 from training.specialize import SpecializedEncoder
 
@@ -116,13 +116,19 @@ class Hypernetwork:
                 await self.specialize(record, digest=digest)
 
     def _sweep(self, ttl_s: float) -> None:
-        """Remove unused tasks again and again; several replicas may do it at the same time."""
-        ledger = TaskLedger(self._store.uri)
+        """Remove what is not used again and again; several replicas may do it at the same time.
+
+        A model gone between two sweeps keeps its encoders until the second: its champion may have been taken back.
+        """
+        ledger, before = TaskLedger(self._store.uri), self._models.digests()
         while True:
+            now = self._models.digests()
             try:
                 self._metrics.swept(sweep(self._store, ledger, ttl_s=ttl_s, now=time.time()))
+                sweep_encoders(self._store, digests=before | now)
             except Exception:  # the store is away
                 logger.exception("cannot remove unused tasks")
+            before = now
             time.sleep(min(MAX_SWEEP_INTERVAL_S, ttl_s / 10))
 
     def _specialize(self, engine: HypernetworkEngine, record: TaskRecord) -> Specialized:

@@ -72,6 +72,10 @@ class LoadedModels(Generic[Engine]):
         await self._obtain(served)
         return self._models.get(digest)
 
+    def digests(self) -> frozenset[str]:
+        """Of what is here, and of what is to be; from any thread."""
+        return frozenset(self._models) | frozenset(self._plan.held())
+
     def infos(self) -> tuple[ModelInfo, ...]:
         return tuple(model.info for model in self._models.values())
 

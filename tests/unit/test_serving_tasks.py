@@ -1,18 +1,21 @@
 """Task addresses, the task store and what an ingress remembers of it."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
 import torch
 
 from infra.errors import BadInputError, CorruptArtefactError
+from serving.config import ServingConfig
 from serving.limits import ServingLimits
 from serving.schemas import TaskRequest
 from serving.task_cache import TaskCache
 from serving.task_record import TaskRecord, is_task_id, make_record, specialization_id, task_id
 from serving.task_requests import TaskRequests
 from serving.task_store import ENCODER_NAME, NotSpecializedError, TaskStore
-from tests.unit.serving_helpers import make_bundle
+from serving.task_sweep import sweep_encoders
+from tests.unit.serving_helpers import LocalService, make_bundle, play
 from training.bundle import Bundle, load_bundle
 from training.specialize import specialize
 
@@ -99,6 +102,48 @@ def test_a_damaged_encoder_counts_as_absent(tmp_path: Path, bundle: Bundle) -> N
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(NotSpecializedError, match=specialization):
         store.get_encoder(record.task_id, specialization, bundle)
+
+
+def test_encoders_of_models_that_are_served_no_more_are_swept(root: str, tmp_path: Path, bundle: Bundle) -> None:
+    other = load_bundle(make_bundle(tmp_path / "other", seed=1))
+    store, records = TaskStore(root), [record_of("cat"), record_of("dog")]
+    for record in records:
+        store.put(record)
+        for model in (bundle, other):
+            store.put_package(
+                record.task_id, store.put_encoder(record.task_id, specialize(model, record.labels), model), b"zip"
+            )
+    assert sweep_encoders(store, digests={bundle.digest, other.digest, "0" * 64}) == 0
+    assert sweep_encoders(store, digests={other.digest, "0" * 64}) == 2
+    for record in records:
+        assert store.get(record.task_id, tenant="default") == record
+        kept, gone = [specialization_id(record.task_id, model.digest) for model in (other, bundle)]
+        assert store.get_encoder(record.task_id, kept, other).task.labels == record.labels
+        assert store.get_package(record.task_id, kept) == b"zip"
+        assert not store.has_encoder(record.task_id, gone) and store.get_package(record.task_id, gone) is None
+        assert store.specializations(record.task_id) == [kept]
+    assert sweep_encoders(store, digests={other.digest}) == 0
+
+
+def test_a_service_with_a_new_model_removes_what_the_old_one_made(
+    config: ServingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.deployments.hypernetwork.MAX_SWEEP_INTERVAL_S", 0.05)
+    later = config.rebuilt(bundle_uri=str(make_bundle(tmp_path / "later", seed=1)), task_ttl_s=3600)
+    store, made = TaskStore(config.task_store_uri), []
+
+    async def create(local: LocalService) -> None:
+        made.append((await local.http.post("/v1/tasks", json={"labels": ["cat", "dog"]})).json())
+
+    async def create_and_wait(local: LocalService) -> None:
+        await create(local)
+        async with asyncio.timeout(30):
+            while store.specializations(made[1]["task_id"]) != [made[1]["specialization_id"]]:
+                await asyncio.sleep(0.02)
+
+    play(config, create)
+    play(later, create_and_wait)
+    assert made[0]["task_id"] == made[1]["task_id"] and made[0]["specialization_id"] != made[1]["specialization_id"]
 
 
 def test_an_encoder_of_another_model_is_refused(tmp_path: Path, bundle: Bundle) -> None:
