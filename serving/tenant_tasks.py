@@ -62,19 +62,27 @@ class TenantTasks:
 
     @asynccontextmanager
     async def place(self, record: TaskRecord) -> AsyncIterator[None]:
-        """A place for a task while its encoder is made; when that ends well, the task is stored.
+        """A place for a task while its encoder is made.  Beside that it is stored, for a store may be far away.
+
+        A task that is refused (422: no encoder can be made for it) is removed again, unless it was there before.
 
         Raises:
             ProblemError: 403, the tenant has as many as it may.
         """
         known = self._known.setdefault(record.tenant, _Known())
         await self._check_quota(record, known)
+        was_there = record.task_id in known.uses
         known.being_made[record.task_id] = len(record.labels)
+        note = self._note(record, known)
+        storing = asyncio.get_running_loop().create_task(asyncio.to_thread(self._store_noted, record, note))
         try:
             yield
-            await asyncio.to_thread(self._store_noted, record, self._note(record, known))
-        except BaseException:
+            await storing
+        except BaseException as error:
+            await asyncio.gather(storing, return_exceptions=True)
             known.uses.pop(record.task_id, None)  # if it was there before, the notes say so when they are read next
+            if isinstance(error, ProblemError) and error.problem.status == 422 and not was_there:
+                await asyncio.to_thread(self._delete, record)
             raise
         finally:
             known.being_made.pop(record.task_id, None)

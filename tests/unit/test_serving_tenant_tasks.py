@@ -84,10 +84,50 @@ def test_a_refused_task_takes_no_place(config: ServingConfig) -> None:
     async def scenario(local: LocalService) -> None:
         for name in "ab":  # too many tokens
             check_problem(await local.http.post("/v1/tasks", json={"labels": [name], "templates": ["x " * 18 + "{}"] * 1}), 422)
+            assert not [path for path in Path(config.task_store_uri).rglob("*") if path.is_file()]  # neither task nor note
         for name in "ab":
             assert (await local.http.post("/v1/tasks", json={"labels": [name]})).status_code == 200
 
     play(config.rebuilt(limits=config.limits.rebuilt(max_total_tokens=10)), scenario)
+
+
+def test_a_refusal_leaves_a_task_that_was_there_before(tmp_path: Path) -> None:
+    record, store = record_of("a"), TaskStore(str(tmp_path))
+
+    async def refused(tasks: TenantTasks, error: Exception) -> None:
+        with pytest.raises(type(error)):
+            async with tasks.place(record):
+                raise error
+
+    async def inside() -> None:
+        tasks = tenant_tasks(str(tmp_path), Clock())
+        await refused(tasks, ProblemError(422, "invalid_request", "too long"))
+        assert not store.has(record.task_id, tenant="t") and await tasks.uses("t") == {}
+        await refused(tasks, ProblemError(503, "timeout", "slow"))  # the encoder may be there all the same
+        assert store.has(record.task_id, tenant="t") and list(await tasks.uses("t")) == [record.task_id]
+        await refused(tasks, ProblemError(422, "invalid_request", "another model reads less"))
+        assert store.has(record.task_id, tenant="t")
+
+    asyncio.run(inside())
+
+
+def test_a_task_that_cannot_be_stored_fails_and_frees_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record, made = record_of("a"), []
+
+    def full(_self: TaskStore, _record: TaskRecord) -> None:
+        raise OSError("no space left")
+
+    async def inside() -> None:
+        tasks = tenant_tasks(str(tmp_path), Clock(), max_tasks_per_tenant=1)
+        with monkeypatch.context() as patch:
+            patch.setattr(TaskStore, "put", full)
+            with pytest.raises(OSError, match="no space left"):
+                async with tasks.place(record):
+                    made.append("encoder")
+        await make(tasks, record)  # the place is free again
+        assert made and TaskStore(str(tmp_path)).has(record.task_id, tenant="t")
+
+    asyncio.run(inside())
 
 
 def test_tenants_have_quotas_of_their_own_and_see_their_own_tasks_only(config: ServingConfig) -> None:
