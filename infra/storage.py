@@ -17,12 +17,15 @@ from typing import IO, Any, NamedTuple
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
 from infra.config import content_hash
 from infra.errors import BadInputError
 
 REMOVE_ATTEMPTS = 100
 """Each that fails means that others have removed, or added, a part meanwhile."""
+WRITE_ATTEMPTS = 100
+"""Each that fails means that others have removed the folder."""
 READ_BLOCK_BYTES = 1 << 20
 RANGES_AT_ONCE = 32
 """Of an object store, by one process."""
@@ -108,8 +111,7 @@ def write_atomic(uri: str, data: bytes | str) -> None:
     """Write one object whole or not at all; durable when the call returns."""
     payload = data.encode() if isinstance(data, str) else data
     if is_local(uri):
-        with staged_file(uri) as temporary:
-            temporary.write_bytes(payload)
+        _write_local(uri, payload, durable=True)
         return
     filesystem, path = _resolve(uri)
     filesystem.pipe_file(path, payload)  # object stores publish an object only when its upload is complete
@@ -123,18 +125,24 @@ def write_whole(uri: str, data: bytes) -> None:
     if not is_local(uri):
         write_atomic(uri, data)
         return
-    target = local_path(uri)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
+    _write_local(uri, data, durable=False)
+
+
+@retry(
+    retry=retry_if_exception_type(
+        (FileNotFoundError, FileExistsError)
+    ),  # the latter from mkdir, of a folder gone a moment later
+    stop=stop_after_attempt(WRITE_ATTEMPTS),
+    reraise=True,
+)
+def _write_local(uri: str, data: bytes, *, durable: bool) -> None:
+    """Again where others have removed the folder meanwhile, as a deletion may that meets a write."""
+    with staged_file(uri, durable=durable) as temporary:
         temporary.write_bytes(data)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def staged_file(uri: str) -> Iterator[Path]:
+def staged_file(uri: str, *, durable: bool = True) -> Iterator[Path]:
     """A local file to write, of any size; on leaving it becomes the object, whole and durable, or nothing on an error."""
     filesystem, path = _resolve(uri)
     if not isinstance(filesystem, LocalFileSystem):
@@ -148,9 +156,11 @@ def staged_file(uri: str) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
-        sync_file(temporary)
+        if durable:
+            sync_file(temporary)
         temporary.replace(target)
-        sync_file(target.parent)
+        if durable:
+            sync_file(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -220,7 +230,7 @@ def remove(uri: str) -> None:
             filesystem.rm(path, recursive=True)
             return
         except OSError as error:  # somebody else was faster with a part of it, or has put something into a folder
-            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY) or attempt + 1 == REMOVE_ATTEMPTS:
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EISDIR) or attempt + 1 == REMOVE_ATTEMPTS:
                 raise
 
 

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -125,6 +127,26 @@ def test_an_object_that_can_be_made_again_is_written_whole_or_not_at_all(
         storage.write_whole(uri, b"second")
     assert storage.read_bytes(uri) == b"first"
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["object"]
+
+
+@pytest.mark.parametrize("write", [storage.write_atomic, storage.write_whole])
+def test_a_folder_may_be_removed_while_it_is_written_into(tmp_path: Path, write: Callable[[str, bytes], None]) -> None:
+    """The task is deleted at the moment at which its encoder is stored: neither call fails."""
+    folder = tmp_path / "task"
+
+    def remove_again_and_again() -> None:
+        for _ in range(100):
+            time.sleep(0.01)  # a disk may take that long for one durable write
+            storage.remove(str(folder))
+
+    with ThreadPoolExecutor(1) as thread:
+        removing, number = thread.submit(remove_again_and_again), 0
+        while not removing.done():
+            write(str(folder / str(number) / "file"), b"x")
+            number += 1
+        removing.result()
+    write(str(folder / "last" / "file"), b"x")
+    assert (folder / "last" / "file").read_bytes() == b"x"
 
 
 def test_one_folder_may_be_removed_by_several_at_once(tmp_path: Path) -> None:
