@@ -131,10 +131,8 @@ class Packager:
         files, _ = self.files(encoder)
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-            for name, data in files.items():
-                archive.writestr(
-                    zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED
-                )  # ZipInfo carries no time: same task, same bytes
+            for name, data in files.items():  # ZipInfo carries no time: same task, same bytes
+                archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
         return buffer.getvalue()
 
     @torch.no_grad()

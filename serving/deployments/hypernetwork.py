@@ -122,13 +122,13 @@ class Hypernetwork:
         """
         ledger, before = TaskLedger(self._store.uri), self._models.digests()
         while True:
-            now = self._models.digests()
+            held = self._models.digests()
             try:
                 self._metrics.swept(sweep(self._store, ledger, ttl_s=ttl_s, now=time.time()))
-                sweep_encoders(self._store, digests=before | now)
+                sweep_encoders(self._store, digests=before | held)
             except Exception:  # the store is away
-                logger.exception("cannot remove unused tasks")
-            before = now
+                logger.exception("cannot remove unused tasks and encoders")
+            before = held
             time.sleep(min(MAX_SWEEP_INTERVAL_S, ttl_s / 10))
 
     def _specialize(self, engine: HypernetworkEngine, record: TaskRecord) -> Specialized:

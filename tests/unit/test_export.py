@@ -232,23 +232,6 @@ def test_the_zip_is_the_same_package(exported: Exported) -> None:
         assert archive.read("model.onnx") == (exported.folder / "model.onnx").read_bytes()
 
 
-@pytest.mark.parametrize("exported", NETWORKS, indirect=True, ids=lambda network: network[0])
-def test_a_package_does_not_depend_on_those_made_before(exported: Exported) -> None:
-    """The graph is kept from task to task: nothing of one may stay in it for the next, however many labels each has."""
-    packager = Packager(exported.bundle)
-    others = [specialize(exported.bundle, labels) for labels in (["alone"], [f"thing {number}" for number in range(9)])]
-    before = [packager.files(other)[0] for other in others]
-    files, _ = packager.files(exported.encoder)
-    assert files["model.onnx"] == (exported.folder / "model.onnx").read_bytes()
-    assert packager.files(others[0])[0] == before[0]
-    for other, data in zip(others, before, strict=True):
-        session = onnxruntime.InferenceSession(data["model.onnx"])
-        assert [output.shape for output in session.get_outputs()][:2] == [["N", len(other.task.labels)]] * 2
-        images = random_images(3, exported.size, seed=9)
-        scores, _, _ = session.run(None, {"images": images.numpy()})
-        np.testing.assert_allclose(scores, other.scores(exported.bundle, images).softmax, atol=BOUND)
-
-
 def test_a_calibrated_package_says_none_of_these_as_the_model_does(
     small: tuple[Bundle, SpecializedEncoder], tmp_path: Path
 ) -> None:
