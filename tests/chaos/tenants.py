@@ -110,7 +110,7 @@ class Play:
         headers = self._headers(kind, caller, owner)
         call = self._rng.choice((*BY_ID, "list", "create"))
         if (kind, call) == ("own", "export") and self._rng.random() < 0.9:
-            call = "get"  # after each deletion a package is made anew, which takes seconds
+            call = "get"  # after each deletion a package is made anew: tenths of a second, where others take milliseconds
         async with self._gate:
             answer = await self._send(call, task, caller, number, headers)
             self._judge(kind, call, caller, owner, answer)
