@@ -1,13 +1,14 @@
 """Storage: whole objects or none, the same on a folder and on an object store."""
 
 import os
+import secrets
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -130,23 +131,38 @@ def test_an_object_that_can_be_made_again_is_written_whole_or_not_at_all(
 
 
 @pytest.mark.parametrize("write", [storage.write_atomic, storage.write_whole])
-def test_a_folder_may_be_removed_while_it_is_written_into(tmp_path: Path, write: Callable[[str, bytes], None]) -> None:
-    """The task is deleted at the moment at which its encoder is stored: neither call fails."""
-    folder = tmp_path / "task"
+def test_a_folder_may_be_removed_while_it_is_written_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[str, bytes], None]
+) -> None:
+    """The task is deleted at the moment at which its encoder is stored: the folder is there, and gone before the write."""
+    folder, name_of, times = tmp_path / "task", secrets.token_hex, iter(range(3))
 
-    def remove_again_and_again() -> None:
-        for _ in range(100):
-            time.sleep(0.01)  # a disk may take that long for one durable write
+    def remove_then_name(count: int) -> str:
+        if next(times, None) is not None:
+            assert folder.exists()
             storage.remove(str(folder))
+        return name_of(count)
 
-    with ThreadPoolExecutor(1) as thread:
-        removing, number = thread.submit(remove_again_and_again), 0
-        while not removing.done():
-            write(str(folder / str(number) / "file"), b"x")
-            number += 1
-        removing.result()
-    write(str(folder / "last" / "file"), b"x")
-    assert (folder / "last" / "file").read_bytes() == b"x"
+    monkeypatch.setattr(secrets, "token_hex", remove_then_name)
+    write(str(folder / "encoder" / "file"), b"x")
+    assert next(times, None) is None
+    assert [path.name for path in (folder / "encoder").iterdir()] == ["file"]
+
+
+def test_a_folder_may_be_written_into_while_it_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other side of it: what is stored while the folder goes is removed with it."""
+    folder, rmdir, times = tmp_path / "task", os.rmdir, iter(range(3))
+    storage.write_whole(str(folder / "file"), b"x")
+
+    def write_then_rmdir(path: str, **named: Any) -> None:
+        if (number := next(times, None)) is not None:
+            (folder / str(number)).write_bytes(b"x")
+        rmdir(path, **named)
+
+    monkeypatch.setattr(os, "rmdir", write_then_rmdir)
+    storage.remove(str(folder))
+    assert next(times, None) is None
+    assert not folder.exists()
 
 
 def test_one_folder_may_be_removed_by_several_at_once(tmp_path: Path) -> None:
