@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 
 from infra.errors import BadInputError
 
@@ -42,7 +42,6 @@ _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 # what Pillow warns of comes from strangers, who could fill a log with it; our own bounds are checked by `probe`.  Once for the
 # process, as `warnings.catch_warnings` is not for threads
 warnings.filterwarnings("ignore", module=r"PIL\.")
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 class ImageError(BadInputError):
@@ -117,8 +116,10 @@ def _decode_with_pillow(data: bytes, *, max_pixels: int) -> np.ndarray:
             return _turned(np.stack([grey] * 3, axis=2), orientation)
         # a copy, which is writable
         return _turned(np.array(image.convert("RGBA" if image.has_transparency_data else "RGB")), orientation)
-    except _DECODE_ERRORS as error:
-        raise ImageError("truncated", f"{info.format} picture is damaged or ends early: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises whatever it stumbles over: of a palette that is not there, an AssertionError
+        raise ImageError("truncated", f"{info.format} picture is damaged or ends early: {str(error) or repr(error)}") from error
 
 
 def decode_rgb(data: bytes, *, background: tuple[int, int, int] = (255, 255, 255), max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -204,7 +205,7 @@ def _orientation(image: Image.Image) -> int:
         return 1  # Pillow would decode the picture to look for EXIF behind it
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except _DECODE_ERRORS:
+    except Exception:  # as in `_decode_with_pillow`
         return 1
     return found if found in range(1, 9) else 1
 
@@ -253,7 +254,7 @@ def _open(data: bytes, *, max_pixels: int) -> Image.Image:
     except Image.DecompressionBombError as error:
         limit = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))  # Pillow refuses so many before it tells the size
         raise ImageError("too_many_pixels", f"picture has more than the {limit:,} pixels allowed") from error
-    except (UnidentifiedImageError, *_DECODE_ERRORS) as error:
+    except Exception as error:  # as in `_decode_with_pillow`
         if data.startswith(_MAGIC) or _webp_canvas(data):
             raise ImageError("truncated", f"picture of {len(data):,} bytes is damaged or ends early") from error
         raise ImageError("not_an_image", f"{len(data):,} bytes are no JPEG, PNG or WebP picture{_beginning(data)}") from error

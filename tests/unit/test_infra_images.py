@@ -138,6 +138,17 @@ def test_a_picture_that_ends_early_is_truncated(name: str, share: float) -> None
     assert caught.value.reason == "truncated"
 
 
+def test_a_png_without_the_palette_its_pixels_point_into_is_damaged() -> None:
+    whole = encode(picture().quantize(16), "PNG")
+    start = whole.index(b"PLTE") - 4
+    data = whole[:start] + whole[start + 12 + int.from_bytes(whole[start : start + 4], "big") :]
+    assert decode(whole).shape == (32, 40, 3)
+    assert probe(data) == ImageInfo("png", 40, 32)
+    with pytest.raises(ImageError) as caught:
+        decode(data)
+    assert caught.value.reason == "truncated"
+
+
 @pytest.mark.parametrize(
     ("data", "says"),
     [
