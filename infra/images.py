@@ -116,7 +116,7 @@ def _decode_with_pillow(data: bytes, *, max_pixels: int) -> np.ndarray:
             return _turned(np.stack([grey] * 3, axis=2), orientation)
         # a copy, which is writable
         return _turned(np.array(image.convert("RGBA" if image.has_transparency_data else "RGB")), orientation)
-    except MemoryError:
+    except MemoryError:  # says nothing of the picture
         raise
     except Exception as error:  # Pillow raises whatever it stumbles over: of a palette that is not there, an AssertionError
         raise ImageError("truncated", f"{info.format} picture is damaged or ends early: {str(error) or repr(error)}") from error
@@ -205,7 +205,9 @@ def _orientation(image: Image.Image) -> int:
         return 1  # Pillow would decode the picture to look for EXIF behind it
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # as in `_decode_with_pillow`
+    except MemoryError:
+        raise
+    except Exception:  # whatever Pillow stumbles over
         return 1
     return found if found in range(1, 9) else 1
 
@@ -254,7 +256,9 @@ def _open(data: bytes, *, max_pixels: int) -> Image.Image:
     except Image.DecompressionBombError as error:
         limit = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))  # Pillow refuses so many before it tells the size
         raise ImageError("too_many_pixels", f"picture has more than the {limit:,} pixels allowed") from error
-    except Exception as error:  # as in `_decode_with_pillow`
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever Pillow stumbles over
         if data.startswith(_MAGIC) or _webp_canvas(data):
             raise ImageError("truncated", f"picture of {len(data):,} bytes is damaged or ends early") from error
         raise ImageError("not_an_image", f"{len(data):,} bytes are no JPEG, PNG or WebP picture{_beginning(data)}") from error

@@ -128,10 +128,9 @@ def write_whole(uri: str, data: bytes) -> None:
     _write_local(uri, data, durable=False)
 
 
+# `mkdir` calls a folder that goes while it looks at it one that exists
 @retry(
-    retry=retry_if_exception_type(
-        (FileNotFoundError, FileExistsError)
-    ),  # the latter from mkdir, of a folder gone a moment later
+    retry=retry_if_exception_type((FileNotFoundError, FileExistsError)),
     stop=stop_after_attempt(WRITE_ATTEMPTS),
     reraise=True,
 )
@@ -143,7 +142,11 @@ def _write_local(uri: str, data: bytes, *, durable: bool) -> None:
 
 @contextmanager
 def staged_file(uri: str, *, durable: bool = True) -> Iterator[Path]:
-    """A local file to write, of any size; on leaving it becomes the object, whole and durable, or nothing on an error."""
+    """A local file to write, of any size; on leaving it becomes the object, whole, or nothing on an error.
+
+    Args:
+        durable: whether to wait for the disk, so that a power cut leaves it whole too.
+    """
     filesystem, path = _resolve(uri)
     if not isinstance(filesystem, LocalFileSystem):
         with tempfile.TemporaryDirectory(prefix="hyperclip-") as folder:

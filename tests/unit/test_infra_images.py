@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from infra.images import ImageError, ImageInfo, decode, decode_rgb, probe
 
@@ -147,6 +147,17 @@ def test_a_png_without_the_palette_its_pixels_point_into_is_damaged() -> None:
     with pytest.raises(ImageError) as caught:
         decode(data)
     assert caught.value.reason == "truncated"
+
+
+@pytest.mark.parametrize("owner_and_name", [(Image, "open"), (Image.Image, "getexif"), (ImageFile.ImageFile, "load")])
+def test_a_lack_of_memory_is_no_damage(monkeypatch: pytest.MonkeyPatch, owner_and_name: tuple[Any, str]) -> None:
+    def out_of_memory(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    data = encode(picture(), "PNG", exif=b"Exif\0\0" + bytes(8))
+    monkeypatch.setattr(*owner_and_name, out_of_memory)
+    with pytest.raises(MemoryError):
+        decode(data)
 
 
 @pytest.mark.parametrize(
