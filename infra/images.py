@@ -119,7 +119,8 @@ def _decode_with_pillow(data: bytes, *, max_pixels: int) -> np.ndarray:
     except MemoryError:  # says nothing of the picture
         raise
     except Exception as error:  # Pillow raises whatever it stumbles over: of a palette that is not there, an AssertionError
-        raise ImageError("truncated", f"{info.format} picture is damaged or ends early: {str(error) or repr(error)}") from error
+        says = f": {error}" if str(error) else ""
+        raise ImageError("truncated", f"{info.format} picture is damaged or ends early{says}") from error
 
 
 def decode_rgb(data: bytes, *, background: tuple[int, int, int] = (255, 255, 255), max_pixels: int = MAX_PIXELS) -> np.ndarray:
